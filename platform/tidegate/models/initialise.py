@@ -1,0 +1,29 @@
+"""Initial weights: Xavier (Glorot and Bengio 2010), Kaiming (He et al. 2015) or zero; biases start at zero."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tidegate.spec.model import Init
+
+
+def initialise(model: nn.Module, how: Init) -> None:
+    """Set the weights of every linear, convolution and attention layer from torch's global random state."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            _fill(module.weight, how)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            _fill(module.in_proj_weight, how)
+
+
+def _fill(weight: nn.Parameter, how: Init) -> None:
+    if how == "xavier":
+        nn.init.xavier_uniform_(weight)
+    elif how == "kaiming":
+        nn.init.kaiming_uniform_(weight, nonlinearity="relu")
+    elif how == "zero":
+        nn.init.zeros_(weight)
+    else:
+        raise ValueError(f"no initialisation {how!r}")

@@ -1,0 +1,238 @@
+"""The one owner of Tidegate's Serve applications: an actor that keeps what Serve runs equal to what is desired.
+
+Serve deletes the declarative applications that a deploy leaves out, so all deploys go through here, and other people's
+applications are handed back as they stand.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+
+from tidegate import ray_internals_serving, registry, settings
+from tidegate.errors import TidegateError
+from tidegate.serving import desired
+from tidegate.serving.applications import (
+    ROOT,
+    Application,
+    endpoint_application,
+    is_ours,
+    name_of,
+    root_application,
+)
+from tidegate.serving.desired import LOGGER, Failure, Record
+from tidegate.serving.settings import HOST, SERVE_PORT
+from tidegate.serving.status import EndpointStatus, answers_ready, failure_of, serves, summary, view
+from tidegate.spec.endpoint import Endpoint
+
+_IDLE_S = 2.0
+_BUSY_S = 0.2
+_STATS_TIMEOUT_S = 2.0
+_LEAVING = ("DEPLOY_FAILED", "DELETING")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a deploy stands. `failure` is of an earlier generation when the latest deploy has not failed."""
+
+    status: EndpointStatus
+    generation: int
+    is_settled: bool
+    failure: Failure | None
+
+
+class Deployer:
+    """Runs as one detached actor on the head node. Its methods come from many drivers; one thread reconciles."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._records = desired.load_all()
+        self._retries: set[str] = set()
+        self._notes: dict[str, str] = {}
+        self._details: dict[str, Any] = {}
+        self._trouble = ""
+        self._runtime_env = _shared_runtime_env(ray.get_runtime_context().runtime_env)
+        self._wake = threading.Event()
+        threading.Thread(target=self._run, name="reconcile", daemon=True).start()
+
+    def home(self) -> str:
+        """The home directory whose endpoints this deployer keeps."""
+        return str(settings.home())
+
+    def trouble(self) -> str | None:
+        """What the last round failed on; empty when it did not, None before the first one is through."""
+        return self._trouble or ("" if self._details else None)
+
+    def submit(self, spec: str) -> int:
+        """Takes an endpoint spec as JSON. Returns the generation to follow with `progress`.
+
+        Raises NotFoundError when its model reference means nothing.
+        """
+        endpoint = Endpoint.model_validate_json(spec)
+        pinned = desired.pin(registry.version(endpoint.model))
+        with self._lock:
+            record = self._records.get(endpoint.name)
+            record = record.deployed(endpoint, pinned) if record else Record(endpoint, rolling=pinned)
+            self._keep(record)
+            self._retries.add(endpoint.name)
+        self._wake.set()
+        return record.generation
+
+    def remove(self, name: str) -> bool:
+        """Whether there was such an endpoint."""
+        with self._lock:
+            known = self._records.pop(name, None) is not None
+            desired.delete(name)
+        self._wake.set()
+        return known
+
+    def progress(self, name: str) -> Progress | None:
+        with self._lock:
+            record = self._records.get(name)
+        if record is None:
+            return None
+        return Progress(self._status(record), record.generation, record.rolling is None, record.failure)
+
+    def endpoints(self) -> list[EndpointStatus]:
+        return [self._status(record) for record in self._all()]
+
+    def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                self._reconcile()
+                self._trouble = ""
+            except Exception as error:
+                LOGGER.exception("A round of the deployer failed; it is tried again.")
+                self._trouble = f"{type(error).__name__}: {error}"
+            self._wake.wait(_BUSY_S if any(record.rolling for record in self._all()) else _IDLE_S)
+
+    def _reconcile(self) -> None:
+        if not ray_internals_serving.serve_is_running():
+            serve.start(http_options={"host": HOST, "port": int(SERVE_PORT.text())})
+        for record in self._all():
+            self._follow(record)
+        self._details = ray_internals_serving.serve_details()
+        wanted = self._wanted()
+        if _form(wanted) != _form(_deployed(self._details, ours=True)):
+            LOGGER.info("Applying %s.", ", ".join(sorted(application["name"] for application in wanted)))
+            _apply([*_deployed(self._details, ours=False), *wanted], self._details.get("target_capacity"))
+            self._details = ray_internals_serving.serve_details()
+        for record in self._all():
+            if record.rolling is not None:
+                self._judge(record)
+
+    def _follow(self, record: Record) -> None:
+        """Takes up a version that the endpoint's reference has come to mean."""
+        if record.target is not None and record.target.ref == record.endpoint.model:
+            return
+        name = record.endpoint.name
+        try:
+            pinned = desired.pin(registry.version(record.endpoint.model))
+        except TidegateError as error:
+            LOGGER.warning("Endpoint %s: %s", name, error)
+            self._notes[name] = str(error)
+            return
+        self._notes.pop(name, None)
+        self._replace(record, record.moved(pinned))
+
+    def _wanted(self) -> list[Application]:
+        applications = self._details["applications"]
+        records = self._all()
+        wanted = []
+        for record in records:
+            # Serve does not try again what it gave up on, unless it has gone in between.
+            if record.endpoint.name in self._retries:
+                if view(applications.get(name_of(record.endpoint.name))).status in _LEAVING:
+                    continue
+                self._retries.discard(record.endpoint.name)
+            if record.target is not None:
+                wanted.append(endpoint_application(record, self._runtime_env))
+        if not _root_is_taken(applications):
+            ready = {record.endpoint.name: self._status(record).status in ("ready", "updating") for record in records}
+            wanted.append(root_application(ready, self._runtime_env))
+        return wanted
+
+    def _judge(self, record: Record) -> None:
+        """Ends a rollout that has come to its end, well or not."""
+        assert record.rolling is not None
+        application = endpoint_application(record, self._runtime_env)
+        config = application["deployments"][0]["user_config"]
+        seen = view(self._details["applications"].get(application["name"]))
+        stats = ray_internals_serving.replica_stats(list(seen.running), _STATS_TIMEOUT_S)
+        message = failure_of(seen, stats, config)
+        if message is not None:
+            LOGGER.error("Endpoint %s: %s does not serve: %s", record.endpoint.name, record.rolling.ref, message)
+            self._replace(record, record.failed(message))
+        elif serves(seen, stats, config, record.endpoint.replicas.min):
+            options = self._details["http_options"]
+            if answers_ready(_reachable(options["host"]), options["port"], application, record.rolling.version):
+                LOGGER.info("Endpoint %s serves %s.", record.endpoint.name, record.rolling.ref)
+                self._replace(record, record.settled())
+
+    def _status(self, record: Record) -> EndpointStatus:
+        name = record.endpoint.name
+        seen = view(self._details.get("applications", {}).get(name_of(name)))
+        url = f"{base_url(self._details)}/v2/models/{name}"
+        return summary(record, seen, url, self._notes.get(name, "") or self._trouble)
+
+    def _all(self) -> list[Record]:
+        with self._lock:
+            return list(self._records.values())
+
+    def _replace(self, old: Record, new: Record) -> None:
+        """Keeps `new` unless somebody deployed or removed the endpoint since `old` was read."""
+        if new is old:
+            return
+        with self._lock:
+            if self._records.get(old.endpoint.name) is old:
+                self._keep(new)
+
+    def _keep(self, record: Record) -> None:
+        desired.save(record)
+        self._records[record.endpoint.name] = record
+
+
+def base_url(details: Mapping[str, Any]) -> str:
+    """Where this cluster's Serve answers; what it will be when Serve has not started."""
+    options = details.get("http_options") or {"host": HOST, "port": int(SERVE_PORT.text())}
+    return f"http://{_reachable(options['host'])}:{options['port']}"
+
+
+def _reachable(host: str) -> str:
+    return HOST if host in ("0.0.0.0", "::", "") else host
+
+
+def _deployed(details: Mapping[str, Any], *, ours: bool) -> list[Application]:
+    """The declarative applications that stay, as they were given to Serve."""
+    return [
+        application["deployed_app_config"]
+        for name, application in details["applications"].items()
+        if is_ours(name) == ours and application["deployed_app_config"] and application["status"] != "DELETING"
+    ]
+
+
+def _root_is_taken(applications: Mapping[str, Any]) -> bool:
+    return any(one["route_prefix"] == "/" and name != ROOT for name, one in applications.items())
+
+
+def _form(applications: list[Application]) -> dict[str, Any]:
+    """One form for what we write and what Serve gives back."""
+    schemas = [ServeApplicationSchema.model_validate(application) for application in applications]
+    return {schema.name: schema.model_dump(mode="json", exclude_unset=True) for schema in schemas}
+
+
+def _apply(applications: list[Application], target_capacity: float | None) -> None:
+    config = {"applications": applications, "target_capacity": target_capacity}
+    ray_internals_serving.serve_apply(ServeDeploySchema.model_validate(config))
+
+
+def _shared_runtime_env(own: Mapping[str, Any]) -> dict[str, Any]:
+    """What replicas need to import this package: the code shipped with the job that started the deployer, if any."""
+    return {key: own[key] for key in ("working_dir", "py_modules") if own.get(key)}

@@ -1,0 +1,132 @@
+"""What Serve says about endpoints, read from its details, and what follows for a rollout."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from tidegate.serving.applications import DEPLOYMENT, Application
+from tidegate.serving.desired import Record
+
+
+@dataclass(frozen=True)
+class EndpointStatus:
+    """One endpoint as it is now.
+
+    `status`: `starting` (no version serves yet), `ready`, `updating` (a new version or spec is being tried while the old
+    one serves), `unhealthy` (Serve has no working replica) or `failed` (its only version does not serve). `version` is
+    the one that serves; `replicas` counts the running ones; `message` says what is wrong or waited for.
+    """
+
+    name: str
+    url: str
+    model: str
+    version: int | None
+    status: str
+    replicas: int
+    message: str
+
+
+@dataclass(frozen=True)
+class View:
+    """Serve's side of one endpoint."""
+
+    status: str
+    message: str
+    running: tuple[str, ...]
+    num_pending: int
+    user_config: Any
+
+    @property
+    def is_up(self) -> bool:
+        return self.status == "RUNNING" and bool(self.running)
+
+
+ABSENT = View("NOT_STARTED", "", (), 0, None)
+
+
+def view(application: Mapping[str, Any] | None) -> View:
+    """`application`: one entry of `applications` in Serve's details, None when Serve has none of that name."""
+    if application is None:
+        return ABSENT
+    deployment = application["deployments"].get(DEPLOYMENT) or {"message": "", "replicas": [], "deployment_config": {}}
+    states = [(replica["actor_name"], str(replica["state"])) for replica in deployment["replicas"]]
+    running = tuple(name for name, state in states if state == "RUNNING")
+    leaving = sum(state == "STOPPING" for _, state in states)
+    return View(
+        # Serve's enums are strings, but print with their class.
+        application["status"].value if hasattr(application["status"], "value") else application["status"],
+        reason(deployment["message"] or application["message"]),
+        running,
+        len(states) - len(running) - leaving,
+        deployment["deployment_config"].get("user_config"),
+    )
+
+
+def reason(message: str) -> str:
+    """The line of Serve's message that says why: of a traceback, the last one."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def failure_of(view: View, stats: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> str | None:
+    """Why the version in `config` does not serve, None while nothing is wrong with it."""
+    if view.user_config == config and view.status == "DEPLOY_FAILED":
+        return view.message
+    for answer in stats.values():
+        failed = answer["failed"]
+        if failed is not None and failed["config"] == config:
+            return str(failed["message"])
+    return None
+
+
+def serves(view: View, stats: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], at_least: int) -> bool:
+    """Whether every running replica serves the version in `config`, and enough are running."""
+    if not view.is_up or view.user_config != config or view.num_pending or len(view.running) < at_least:
+        return False
+    return all(name in stats and stats[name]["serving"] == config for name in view.running)
+
+
+def answers_ready(host: str, port: int, application: Application, version: int) -> bool:
+    """Whether the endpoint answers as ready over HTTP: Serve knows a replica a moment before its proxy does."""
+    connection = http.client.HTTPConnection(host, port, timeout=2.0)
+    try:
+        connection.request("GET", f"{application['route_prefix']}/versions/{version}/ready")
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def summary(record: Record, view: View, url: str, note: str) -> EndpointStatus:
+    """`note`: what stands in the way of reconciling, empty when nothing does."""
+    serving = record.serving
+    return EndpointStatus(
+        record.endpoint.name,
+        url,
+        record.endpoint.model,
+        serving.version if serving else None,
+        _word(record, view),
+        len(view.running),
+        note or _message(record, view),
+    )
+
+
+def _word(record: Record, view: View) -> str:
+    if record.target is None:
+        return "failed"
+    if record.serving is None:
+        return "starting"
+    if not view.is_up:
+        return "unhealthy"
+    return "updating" if record.rolling else "ready"
+
+
+def _message(record: Record, view: View) -> str:
+    if record.failure is not None and record.rolling is None:
+        return f"{record.failure.pinned.ref} does not serve: {record.failure.message}"
+    return view.message

@@ -1,0 +1,93 @@
+"""What a model takes and answers: named tensors with a datatype of the Open Inference Protocol and a shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from tidegate.errors import ArtifactError
+
+MAX_AXES = 32
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    **{f"UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    "BYTES": np.dtype(object),
+}
+"""Protocol datatype -> numpy dtype. FP16 has no JSON form."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One named tensor. `shape[0]` is the rows and always -1; further on, -1 is a size that varies."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, value: object) -> TensorSpec:
+        """Raises ArtifactError for anything but a well-formed tensor description."""
+        if not isinstance(value, dict):
+            _bad_signature(f"describes a tensor as {shown(value)}")
+        name, datatype, shape = value.get("name"), value.get("datatype"), value.get("shape")
+        if not isinstance(name, str) or not name:
+            _bad_signature(f"names a tensor {shown(name)}")
+        if not isinstance(datatype, str) or datatype not in DATATYPES:
+            _bad_signature(f'gives "{name}" the datatype {shown(datatype)}')
+        if not isinstance(shape, list | tuple) or not shape or not all(type(size) is int for size in shape):
+            _bad_signature(f'gives "{name}" no shape of integers')
+        if shape[0] != -1 or not all(size == -1 or size > 0 for size in shape) or len(shape) > MAX_AXES:
+            _bad_signature(f'gives "{name}" the shape {list(shape)[:MAX_AXES]}')
+        return cls(name, datatype, tuple(shape))
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and what it answers."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"inputs": [t.to_json() for t in self.inputs], "outputs": [t.to_json() for t in self.outputs]}
+
+    @classmethod
+    def from_json(cls, value: object) -> Signature:
+        """Reads `inputs` and `outputs` and no other key, so a metadata body will do. Raises ArtifactError."""
+        if not isinstance(value, dict):
+            _bad_signature(f"is {shown(value)}")
+        return cls(_specs(value, "inputs"), _specs(value, "outputs"))
+
+
+def _specs(value: dict[str, Any], side: str) -> tuple[TensorSpec, ...]:
+    items = value.get(side)
+    if not isinstance(items, list) or not items:
+        _bad_signature(f"has no list of {side}")
+    specs = tuple(TensorSpec.from_json(item) for item in items)
+    if len({spec.name for spec in specs}) < len(specs):
+        _bad_signature(f"names two {side} alike")
+    return specs
+
+
+def _bad_signature(what: str) -> NoReturn:
+    raise ArtifactError(
+        f"The model's signature {what}",
+        expected='{"inputs": [T], "outputs": [T]}, T = {"name", "datatype", "shape": [-1, ..]}',
+        remedy="The version's files are damaged or another program wrote them: train or register the model again",
+    )
+
+
+def shown(value: object) -> str:
+    """A short form of anything JSON holds. It does not recurse: `repr` of a deep list would."""
+    if isinstance(value, list | tuple | dict):
+        return "an object" if isinstance(value, dict) else "a list"
+    words = {"None": "null", "True": "true", "False": "false"}
+    text = words.get(repr(value), repr(value))
+    return text if len(text) <= 60 else text[:57] + "..."

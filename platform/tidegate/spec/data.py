@@ -1,0 +1,121 @@
+"""The data of a run: where it is, what its columns mean, and how it is split."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from tidegate.spec.base import BrokenRules, Part
+
+Column = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^_]|^_[^_]")]
+"""A column of the source. Names that begin with two underscores are kept for Tidegate's own columns."""
+
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+
+
+class Source(Part):
+    """Files to read: a path, a directory or a glob. Relative paths start at the spec file; `$VARIABLES` are filled in."""
+
+    path: str = Field(min_length=1)
+    format: Literal["parquet", "csv", "jsonl"] | None = None
+
+    def resolved_format(self) -> str:
+        """The format given, else the one the path's ending tells. Empty when neither does."""
+        return self.format or next((kind for end, kind in FORMATS.items() if self.path.endswith(end)), "")
+
+    @model_validator(mode="after")
+    def _format_is_known(self) -> Source:
+        if not self.resolved_format():
+            raise BrokenRules([("format", f"cannot be told from the path {self.path!r}; write parquet, csv or jsonl")])
+        return self
+
+
+class NumberInput(Part):
+    """A number a row, or a list of `length` numbers."""
+
+    type: Literal["number"]
+    length: int = Field(1, ge=1, le=1_000_000)
+    scale: Literal["standard", "none"] = "standard"
+    missing: Literal["refuse", "mean"] = "refuse"
+
+
+class CategoryInput(Part):
+    """One of a set of values, learned from the training split."""
+
+    type: Literal["category"]
+    unknown: Literal["refuse", "bucket"] = "refuse"
+
+
+class TextInput(Part):
+    """Text of any length; what exceeds `max_length` tokens is cut."""
+
+    type: Literal["text"]
+    tokenizer: Literal["word", "bpe"] = "bpe"
+    vocab_size: int = Field(8000, ge=300, le=1_000_000)
+    max_length: int = Field(256, ge=1, le=100_000)
+
+
+class ImageInput(Part):
+    """An image: encoded (PNG, JPEG) or a list of height x width x channels numbers from 0 to `max_value`."""
+
+    type: Literal["image"]
+    size: Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=2, max_length=2)]
+    channels: Literal[1, 3] = 1
+    max_value: float = Field(255.0, gt=0)
+
+
+Input = Annotated[NumberInput | CategoryInput | TextInput | ImageInput, Field(discriminator="type")]
+
+
+class Target(Part):
+    """The column to predict: `category` makes a classifier, `number` a regressor."""
+
+    column: Column
+    type: Literal["category", "number"]
+
+
+class Split(Part):
+    """How rows are divided: by fractions (stratified by a column if asked), or as a column of the source says."""
+
+    train: float = Field(0.8, gt=0, lt=1)
+    validation: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.1, gt=0, lt=1)
+    stratify: Column | None = None
+    column: Column | None = None
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Split:
+        total = self.train + self.validation + self.test
+        rules = []
+        if abs(total - 1) > 1e-6:
+            named = ", ".join(f"{part} {getattr(self, part)}" for part in ("train", "validation", "test"))
+            rules += [(p, f"{named} add up to {total:g}; make them add up to 1") for p in ("train", "validation", "test")]
+        if self.column is not None and self.model_fields_set - {"column"}:
+            rules.append(("column", "the source already says the split; leave out the fractions and stratify"))
+        if rules:
+            raise BrokenRules(rules)
+        return self
+
+
+class InvalidRows(Part):
+    """What to do with rows that do not fit: refuse the data, or drop up to `max_fraction` of it."""
+
+    action: Literal["refuse", "drop"] = "refuse"
+    max_fraction: float = Field(0.01, ge=0, le=1)
+
+
+class Data(Part):
+    """The data of a run."""
+
+    source: Source
+    inputs: Annotated[dict[Column, Input], Field(min_length=1)]
+    target: Target
+    split: Split = Split()
+    invalid_rows: InvalidRows = InvalidRows()
+
+    @model_validator(mode="after")
+    def _target_is_no_input(self) -> Data:
+        if self.target.column in self.inputs:
+            raise BrokenRules([("target.column", f"{self.target.column!r} is also an input; a model would just copy it")])
+        return self

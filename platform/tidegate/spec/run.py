@@ -1,0 +1,110 @@
+"""A run spec: everything that decides what a model will be, and where it goes. Only name, data and model are required."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tidegate import metrics, settings
+from tidegate.spec import document
+from tidegate.spec.base import BrokenRules, Name, Part
+from tidegate.spec.data import Data
+from tidegate.spec.endpoint import Endpoint
+from tidegate.spec.evaluate import Evaluate
+from tidegate.spec.model import Model
+from tidegate.spec.train import Train
+
+Task = Literal["classification", "regression"]
+
+
+class Publish(Part):
+    """Where a version goes that meets `evaluate.require`: an alias, and an endpoint (a file, or written out here)."""
+
+    alias: Name | None = None
+    endpoint: Endpoint | str | None = None
+
+
+class Card(Part):
+    """What the model card says beyond what Tidegate knows by itself."""
+
+    description: str = ""
+    licence: str = ""
+    intended_use: str = ""
+
+
+class Spec(Part):
+    """A run spec."""
+
+    name: Name
+    seed: int = Field(0, ge=0, lt=2**63)
+    data: Data
+    model: Model
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    publish: Publish = Publish()
+    card: Card = Card()
+
+    @property
+    def task(self) -> Task:
+        return "classification" if self.data.target.type == "category" else "regression"
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Spec:
+        rules = _input_rules(self) + _metric_rules(self)
+        if rules:
+            raise BrokenRules(rules)
+        return self
+
+
+def load(path: str | Path) -> Spec:
+    """Read a run spec; relative paths in it are made absolute, starting at the spec file. Raises SpecError."""
+    path = Path(path)
+    return located(document.read(Spec, path), path.resolve().parent)
+
+
+def located(spec: Spec, folder: Path) -> Spec:
+    """The same spec with `$VARIABLES` and relative paths filled in, and the endpoint's file read."""
+    source = spec.data.source.model_copy(update={"path": _absolute(spec.data.source.path, folder)})
+    publish = spec.publish
+    if isinstance(publish.endpoint, str):
+        endpoint = document.read(Endpoint, _absolute(publish.endpoint, folder))
+        publish = publish.model_copy(update={"endpoint": endpoint})
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"source": source}), "publish": publish})
+
+
+def _absolute(path: str, folder: Path) -> str:
+    os.environ.setdefault(settings.HOME.name, str(settings.home()))
+    path = os.path.expanduser(os.path.expandvars(path))
+    return path if "://" in path else os.path.normpath(folder / path)
+
+
+def _input_rules(spec: Spec) -> list[tuple[str, str]]:
+    kinds, model = [column.type for column in spec.data.inputs.values()], spec.model.type
+    wanted = {"cnn": "image", "transformer": "text"}.get(model)
+    if wanted:
+        if kinds != [wanted]:
+            sentence = f"model type {model} takes exactly one input, of type {wanted}"
+            return [("data.inputs", sentence), ("model.type", f"{sentence}; data.inputs has {', '.join(kinds)}")]
+    elif "text" in kinds:
+        column = next(name for name, column in spec.data.inputs.items() if column.type == "text")
+        return [(f"data.inputs.{column}.type", f"model type {model} takes no text; write model type transformer")]
+    return []
+
+
+def _metric_rules(spec: Spec) -> list[tuple[str, str]]:
+    known = metrics.CLASSIFICATION if spec.task == "classification" else metrics.REGRESSION
+    asked = {f"evaluate.metrics[{i}]": name for i, name in enumerate(spec.evaluate.metrics or [])}
+    asked |= {f"evaluate.require.{path}": path.split(".")[1] for path in spec.evaluate.require}
+    if spec.train.early_stop:
+        asked["train.early_stop.metric"] = spec.train.early_stop.metric.split(".")[1]
+    rules = [
+        (path, f"{name!r} is no metric of {spec.task}; write one of {', '.join(known)}")
+        for path, name in asked.items()
+        if name not in known
+    ]
+    if rules:
+        rules.append(("data.target.type", f"{spec.data.target.type} makes this a {spec.task}, whose metrics are others"))
+    return rules

@@ -1,0 +1,53 @@
+"""What a run tells the person who watches it: where it is, and each finished epoch. Workers never wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is. `step` counts finished steps; `loss` is the last batch's; `seconds_left` assumes today's speed."""
+
+    step: int = 0
+    total_steps: int = 0
+    epoch: int = 0
+    epochs: int = 0
+    loss: float = float("nan")
+    rows_per_s: float = 0.0
+    workers: int = 0
+    seconds_left: float = 0.0
+
+
+@dataclass(frozen=True)
+class News:
+    """What happened since the last look."""
+
+    progress: Progress
+    epochs: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+@ray.remote(num_cpus=0)
+class Monitor:
+    """Keeps the latest progress and the epochs nobody has fetched yet. Epochs seen before a restart are not told twice."""
+
+    def __init__(self) -> None:
+        self._progress = Progress()
+        self._epochs: list[Mapping[str, Any]] = []
+        self._last_epoch = 0
+
+    def tell(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def tell_epoch(self, record: Mapping[str, Any]) -> None:
+        if record["epoch"] > self._last_epoch:
+            self._last_epoch = record["epoch"]
+            self._epochs.append(record)
+
+    def news(self) -> News:
+        epochs, self._epochs = self._epochs, []
+        return News(self._progress, epochs)

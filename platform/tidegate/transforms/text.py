@@ -1,0 +1,108 @@
+"""Text: a tokenizer trained on the training split (Hugging Face `tokenizers`); token codes of any length up to a bound."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tidegate.signature import TensorSpec
+from tidegate.spec.data import TextInput
+from tidegate.transforms.base import Array, Feature, State, merged_counts, problems
+
+PAD, UNKNOWN = 0, 1
+SPECIAL = ["[PAD]", "[UNK]"]
+
+
+class TextColumn:
+    """Reads a column of strings. Canonical: strings."""
+
+    def __init__(self, spec: TextInput) -> None:
+        self.spec = spec
+
+    def read(self, column: pa.Array) -> tuple[pa.Array, Array]:
+        found, values = problems(len(column)), [""] * len(column)
+        for row, item in enumerate(column.to_pylist()):
+            if isinstance(item, str):
+                values[row] = item
+            else:
+                found[row] = "the text is missing" if item is None else f"{str(item)[:40]!r} is no text"
+        return pa.array(values, pa.string()), found
+
+    def partial(self, values: Array) -> State:
+        counts: dict[str, int] = {}
+        splitter = _empty_tokenizer(self.spec.tokenizer)
+        for value in values.tolist():
+            for word, _ in splitter.pre_tokenizer.pre_tokenize_str(splitter.normalizer.normalize_str(value)):
+                counts[word] = counts.get(word, 0) + 1
+        return {"counts": counts}
+
+    def fit(self, parts: Sequence[State]) -> State:
+        tokenizer = _trained(self.spec, merged_counts(parts))
+        return {
+            "type": "text",
+            "max_length": self.spec.max_length,
+            "vocab_size": tokenizer.get_vocab_size(),
+            "tokenizer": json.loads(tokenizer.to_str()),
+        }
+
+
+class TextTransform:
+    """Token codes int32 `[rows, max_length]`, padded with 0, and the number of tokens int32 `[rows, 1]` (at least 1)."""
+
+    def __init__(self, name: str, state: State) -> None:
+        from tokenizers import Tokenizer
+
+        self.max_length = int(state["max_length"])
+        self.tokenizer = Tokenizer.from_str(json.dumps(state["tokenizer"]))
+        self.feature = Feature(name, "text", (self.max_length,), int(state["vocab_size"]))
+        self.tensor = TensorSpec(name, "BYTES", (-1,))
+
+    def apply(self, values: Array) -> dict[str, Array]:
+        texts = [str(value) for value in np.asarray(values, dtype=object).reshape(-1).tolist()]
+        codes = np.full((len(texts), self.max_length), PAD, np.int32)
+        lengths = np.ones((len(texts), 1), np.int32)
+        for row, encoded in enumerate(self.tokenizer.encode_batch(texts)):
+            # A text without a single token still needs one position for the model to look at.
+            ids = encoded.ids[: self.max_length] or [UNKNOWN]
+            codes[row, : len(ids)] = ids
+            lengths[row] = len(ids)
+        return {self.feature.name: codes, length_key(self.feature.name): lengths}
+
+    def example(self, rows: int) -> Array:
+        return np.full(rows, "", dtype=object)
+
+
+def length_key(name: str) -> str:
+    """The name of the array that holds the number of tokens of the text column `name`."""
+    return f"__length.{name}"
+
+
+def _empty_tokenizer(kind: str) -> Any:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    model = models.BPE(unk_token=SPECIAL[UNKNOWN]) if kind == "bpe" else models.WordLevel(unk_token=SPECIAL[UNKNOWN])
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def _trained(spec: TextInput, counts: dict[str, int]) -> Any:
+    from tokenizers import trainers
+
+    tokenizer = _empty_tokenizer(spec.tokenizer)
+    kind = trainers.BpeTrainer if spec.tokenizer == "bpe" else trainers.WordLevelTrainer
+    trainer = kind(vocab_size=spec.vocab_size, special_tokens=SPECIAL, show_progress=False, min_frequency=2)
+    tokenizer.train_from_iterator(_repeated(counts), trainer=trainer)
+    return tokenizer
+
+
+def _repeated(counts: dict[str, int]) -> Iterable[list[str]]:
+    """The words as often as they occur, in a fixed order: the trainer only counts them."""
+    for word in sorted(counts):
+        for start in range(0, counts[word], 1000):
+            yield [word] * min(1000, counts[word] - start)
