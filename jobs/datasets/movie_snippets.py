@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from tidegate.errors import DataError
 
 PACKAGE = "vaderSentiment==3.3.2"

@@ -81,10 +81,14 @@ class Client:
         return self._probe("/v2/health/ready" if name is None else f"{_path(name)}/ready", "ready")
 
     def models(self) -> list[str]:
-        names = _json(self._call("GET", "/v2/models")).get("models")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        """The names of all endpoints, ready or not."""
+        models = _json(self._call("GET", "/v2/models")).get("models")
+        if not isinstance(models, list):
             raise _strange(self.url, "no list of models")
-        return names
+        try:
+            return [str(model["name"]) for model in models]
+        except (TypeError, KeyError) as error:
+            raise _strange(self.url, "models without names") from error
 
     def metadata(self, name: str) -> Metadata:
         """The endpoint's versions and signature, asked for anew and kept for `predict`."""

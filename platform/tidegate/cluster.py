@@ -23,6 +23,7 @@ from subprocess import DEVNULL, PIPE, run
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
+
 from tidegate import cluster_environment, settings
 from tidegate.cluster_environment import (
     HOST,
@@ -37,7 +38,7 @@ from tidegate.cluster_environment import (
     write_haproxy_wrapper,
 )
 from tidegate.errors import ClusterError
-from tidegate.ray_internals_cluster import keep_loopback_addresses
+from tidegate.ray_internals_cluster import keep_loopback_addresses, reread_settings
 
 NAMESPACE = "tidegate"
 _START_S = 60.0
@@ -90,7 +91,7 @@ def down() -> bool:
         record = _read_record()
         if record is None:
             return False
-        was_up = _leads(record) or bool(cluster_environment.members(record.temp_dir))
+        was_up = _leads(record) or bool(cluster_environment.members(record.pid, record.temp_dir))
         _remove(record)
         return was_up
 
@@ -305,8 +306,8 @@ def connect(address: str | None = None) -> None:
         raise ClusterError("no cluster is running", remedy="start one with `tidegate up` or set RAY_ADDRESS")
     _check_address(address)
     if local is not None and address == local.address:
-        # Ray reads its authentication mode when it is first used.
         os.environ.setdefault("RAY_AUTH_MODE", local.auth)
+        reread_settings()
         keep_loopback_addresses()
     _join(address)
     quiet()
@@ -322,7 +323,7 @@ def _check_address(address: str) -> None:
     if address == "auto" or address.startswith("ray://"):
         return
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or "/" in host or not port.isdigit():
         raise ClusterError(f"cluster address {address!r}", expected="host:port", remedy="set RAY_ADDRESS to one")
     if not _listens(address):
         raise ClusterError(

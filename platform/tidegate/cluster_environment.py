@@ -182,7 +182,8 @@ def start_command(folder: Path, ports: Ports, cpus: int, gpus: int | None) -> li
 
 
 _PROC = Path("/proc")
-_GRACE_S = 15.0
+_LEADER_WAIT_S = 15.0
+_TERM_WAIT_S = 3.0
 _KILL_WAIT_S = 10.0
 
 
@@ -215,16 +216,19 @@ def belongs(pid: int, folder: str) -> bool:
     return mark in _read(pid, "environ").split(b"\0")
 
 
-def members(folder: str) -> set[Process]:
-    """All living processes of the cluster in `folder`, apart from the calling one.
+def members(leader: int, folder: str) -> set[Process]:
+    """All living processes of the cluster in `folder` that process `leader` started, apart from the calling one.
 
-    Those that bear its mark, all in their sessions (some of Ray's processes overwrite their environment with a title),
-    and all descendants of these, wherever they moved.
+    Those that bear its mark, those in its leader's session and in sessions that a marked process leads (some of Ray's
+    overwrite their environment with a title), and all descendants of these, wherever they moved.
     """
     table = {process.pid: process for process in _all()}
-    found = {pid for pid in table if belongs(pid, folder)}
-    sessions = {table[pid].session for pid in found}
-    found |= {pid for pid, process in table.items() if process.session in sessions}
+    marked = {pid for pid in table if belongs(pid, folder)} - {os.getpid()}
+    # A session counts only under our own leader: one that merely holds a marked process may be a person's terminal.
+    sessions = {pid for pid in marked if table[pid].session == pid}
+    if any(process.session == leader and _holds_files(process.pid, folder) for process in table.values()):
+        sessions.add(leader)
+    found = marked | {pid for pid, process in table.items() if process.session in sessions}
     grown = True
     while grown:
         children = {pid for pid, process in table.items() if process.parent in found} - found
@@ -233,23 +237,31 @@ def members(folder: str) -> set[Process]:
     return {table[pid] for pid in found - {os.getpid()}}
 
 
+def _holds_files(pid: int, folder: str) -> bool:
+    # Tells our session from a later one with the same number, once the leader and all marked processes are gone.
+    try:
+        return any(os.readlink(link).startswith(folder) for link in (_PROC / str(pid) / "fd").iterdir())
+    except OSError:
+        return False
+
+
 def stop(leader: int, folder: str) -> None:
     """Stop the cluster in `folder`: its leader ends it in order, what is left after a bounded wait is killed.
 
     Raises ClusterError when a process outlives even that.
     """
-    found = members(folder)
+    found = members(leader, folder)
     leading = {process for process in found if process.pid == leader}
     _send(leading, signal.SIGTERM)
-    _wait_until(lambda: not _alive(leading), _GRACE_S)
+    _wait_until(lambda: not _alive(leading), _LEADER_WAIT_S)
 
     def left() -> set[Process]:
-        found.update(members(folder))
+        found.update(members(leader, folder))
         return _alive(found)
 
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number, seconds in ((signal.SIGTERM, _TERM_WAIT_S), (signal.SIGKILL, _KILL_WAIT_S)):
         _send(left(), number)
-        _wait_until(lambda: not left(), _KILL_WAIT_S)
+        _wait_until(lambda: not left(), seconds)
     reap(leader)
     if remaining := left():
         numbers = ", ".join(str(process.pid) for process in remaining)

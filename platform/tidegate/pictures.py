@@ -145,10 +145,10 @@ def _separators(axes: Any, count: int) -> None:
     if count > LABELS_UP_TO:
         return
     edges = np.arange(count + 1) - 0.5
-    axes.set_xticks(edges, minor=True)
-    axes.set_yticks(edges, minor=True)
-    axes.grid(which="minor", color="#e4e4e4", linewidth=0.5 if count <= 40 else 0.2)
-    axes.tick_params(which="minor", length=0)
+    style = {"colors": "#e4e4e4", "linewidth": 0.5 if count <= 40 else 0.2}
+    axes.hlines(edges, edges[0], edges[-1], **style)
+    axes.vlines(edges, edges[0], edges[-1], **style)
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(edges[-1], edges[0]))
 
 
 def _cell_counts(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:

@@ -143,9 +143,9 @@ def server_body(name: str, version: str, extensions: Sequence[str] = ()) -> byte
     return orjson.dumps({"name": name, "version": version, "extensions": list(extensions)})
 
 
-def models_body(names: Sequence[str]) -> bytes:
-    """The list at `GET /v2/models`, which the protocol leaves to the server."""
-    return orjson.dumps({"models": list(names)})
+def models_body(ready: Mapping[str, bool]) -> bytes:
+    """The endpoints at `GET /v2/models` by name with their readiness. The protocol leaves this list to the server."""
+    return orjson.dumps({"models": [{"name": name, "ready": ready[name]} for name in sorted(ready)]})
 
 
 def metadata_body(name: str, versions: Sequence[str], signature: Signature, platform: str = "tidegate") -> bytes:

@@ -1,4 +1,4 @@
-"""The one private name of Ray that joining a loopback cluster needs."""
+"""The private names of Ray that joining a local cluster needs."""
 
 from __future__ import annotations
 
@@ -11,3 +11,10 @@ def keep_loopback_addresses() -> None:
     from ray._private import ray_constants
 
     ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def reread_settings() -> None:
+    """Let Ray in this process see RAY_AUTH_MODE as it is now: it read the environment when it was imported."""
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    Config.initialize("")

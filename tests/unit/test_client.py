@@ -43,7 +43,7 @@ class Endpoint:
         known = {
             "/v2/health/live": protocol.live_body,
             "/v2/health/ready": lambda: protocol.ready_body(True),
-            "/v2/models": lambda: protocol.models_body(["m"]),
+            "/v2/models": lambda: protocol.models_body({"m": True, "n": False}),
             "/v2/models/m": lambda: protocol.metadata_body("m", ["1", "2"], self.signature),
             "/v2/models/m/ready": lambda: protocol.ready_body(True, "m"),
             "/v2/models/m/infer": lambda: self.infer(body),
@@ -132,7 +132,7 @@ def test_what_a_server_tells_of_itself(client: Client) -> None:
     assert client.live()
     assert client.ready()
     assert client.ready("m")
-    assert client.models() == ["m"]
+    assert client.models() == ["m", "n"]
     metadata = client.metadata("m")
     assert (metadata.name, metadata.versions, metadata.platform) == ("m", ("1", "2"), "tidegate")
     assert metadata.signature == FIRST
@@ -247,7 +247,9 @@ def test_each_status_has_its_error(
     assert type(caught.value) is kind
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"models": "m"}', b'{"models": [1]}', b'{"inputs": []}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{}", b'{"models": "m"}', b'{"models": [1]}', b'{"models": [{}]}', b'{"inputs": []}']
+)
 def test_strange_answers_are_cluster_errors(client: Client, endpoint: Endpoint, body: bytes) -> None:
     for call in (client.models, lambda: client.metadata("m")):
         endpoint.faults = [status(200, body)]
@@ -287,7 +289,7 @@ def test_a_proxy_of_the_environment_stays_out_of_loopback(endpoint: Endpoint, mo
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     with Client(endpoint.url + "/") as client:
-        assert client.models() == ["m"]
+        assert client.models() == ["m", "n"]
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host", "http://"])

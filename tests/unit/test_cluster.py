@@ -78,7 +78,9 @@ def test_the_folder_is_private_and_short(monkeypatch: pytest.MonkeyPatch, tmp_pa
     folder.rmdir()
 
 
-def test_processes_get_the_flags_and_not_the_callers_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_processes_get_the_flags_and_not_the_callers_connection(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
     variables = cluster_environment.process_environment(tmp_path, Ports(), "disabled")
     assert variables.items() >= {**NODE_FLAGS, "RAY_AUTH_MODE": "disabled", MARK: str(tmp_path)}.items()
@@ -97,7 +99,7 @@ def test_everything_haproxy_writes_lies_in_the_private_folder(tmp_path: Path) ->
 def test_gpus_are_counted_by_ray_unless_given(tmp_path: Path) -> None:
     counted = cluster_environment.start_command(tmp_path, Ports(), 8, None)
     assert "--num-cpus=8" in counted
-    assert not any("gpus" in word for word in counted)
+    assert not any(word.startswith("--num-gpus") for word in counted)
     assert "--num-gpus=0" in cluster_environment.start_command(tmp_path, Ports(), 8, 0)
 
 
@@ -115,7 +117,9 @@ def test_haproxy_pages_are_bound_to_loopback(tmp_path: Path) -> None:
 def test_stop_ends_marked_processes_and_their_descendants_only(tmp_path: Path) -> None:
     folder = str(tmp_path)
     # The child drops the mark and leaves the session, and ignores SIGTERM; the leader ends and orphans it.
-    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    child = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    )
     leader = (
         f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}], env={{}}, "
         "start_new_session=True); time.sleep(60)"
@@ -129,7 +133,7 @@ def test_stop_ends_marked_processes_and_their_descendants_only(tmp_path: Path) -
     ):
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        found = cluster_environment.members(folder)
+        found = cluster_environment.members(process.pid, folder)
         assert len(found) == 2
         cluster_environment.stop(process.pid, folder)
         assert not [member for member in found if cluster_environment.find(member.pid)]
@@ -137,14 +141,16 @@ def test_stop_ends_marked_processes_and_their_descendants_only(tmp_path: Path) -
         stranger.kill()
 
 
-def test_stop_never_ends_the_calling_process(tmp_path: Path) -> None:
-    script = (
-        "from tidegate import cluster_environment as c; import os; "
-        f"c.stop(os.getpid(), {str(tmp_path)!r}); print('alive')"
+def test_stop_spares_the_caller_and_the_session_it_was_called_from(tmp_path: Path) -> None:
+    caller = tmp_path / "caller.py"
+    caller.write_text(
+        "import os\nfrom tidegate import cluster_environment\n"
+        f"cluster_environment.stop(os.getpid(), {str(tmp_path)!r})\nprint('caller alive', flush=True)\n"
     )
-    variables = {**os.environ, MARK: str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True, check=True)
-    assert done.stdout == "alive\n"
+    script = f'sleep 60 & {MARK}="{tmp_path}" "{sys.executable}" "{caller}"; kill $! && echo neighbour was alive'
+    # In a session of its own, so that a failure cannot reach the session that runs the tests.
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, start_new_session=True, check=False)
+    assert done.stdout == "caller alive\nneighbour was alive\n", done.stderr
 
 
 def test_a_zombie_counts_as_gone() -> None:
@@ -166,7 +172,7 @@ def test_a_recycled_process_number_is_not_trusted() -> None:
 def test_a_damaged_record_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     cluster._write_record(RECORD)
     (tmp_path / "home" / "cluster.json").write_text("{")
-    with pytest.raises(ClusterError, match="damaged.*remove it"):
+    with pytest.raises(ClusterError, match=r"damaged.*remove it"):
         cluster.current()
 
 
@@ -182,15 +188,18 @@ def test_down_removes_a_stale_record() -> None:
 
 
 def test_environment() -> None:
-    assert cluster.environment(RECORD).items() >= {
-        "RAY_ADDRESS": "127.0.0.1:6379",
-        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265",
-        "RAY_AUTH_MODE": "token",
-    }.items()
+    assert (
+        cluster.environment(RECORD).items()
+        >= {
+            "RAY_ADDRESS": "127.0.0.1:6379",
+            "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265",
+            "RAY_AUTH_MODE": "token",
+        }.items()
+    )
 
 
 def test_up_refuses_a_taken_serve_port(listener: int) -> None:
-    with pytest.raises(ClusterError, match=f"port {listener} is in use; .*another"):
+    with pytest.raises(ClusterError, match=rf"port {listener} is in use; .*another"):
         cluster.up(serve_port=listener, auth="disabled")
     assert cluster.current() is None
 
@@ -201,7 +210,7 @@ def test_up_refuses_an_unknown_authentication() -> None:
 
 
 def test_connect_without_a_cluster() -> None:
-    with pytest.raises(ClusterError, match="no cluster is running; .*tidegate up"):
+    with pytest.raises(ClusterError, match=r"no cluster is running; .*tidegate up"):
         cluster.connect()
 
 

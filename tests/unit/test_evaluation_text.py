@@ -25,7 +25,7 @@ def test_classification() -> None:
     text = render(classified([[8, 2, 0], [0, 5, 1], [0, 0, 4]], ["cat", "dog", "eel"]), "animals: test split")
     assert text == (
         "animals: test split, 20 rows\n"
-        "accuracy 0.8500   precision 0.8381   recall 0.8778   f1 0.8470   auroc 0.8924   loss 0.7014\n"
+        "accuracy 0.8500   precision 0.8381   recall 0.8778   f1 0.8490   auroc 0.9047   loss 0.7014\n"
         "\n"
         "class  rows  precision  recall      f1\n"
         "dog       6     0.7143  0.8333  0.7692\n"

@@ -532,7 +532,9 @@ def test_the_small_bodies_have_the_shapes_of_the_protocol() -> None:
         "version": "0.1",
         "extensions": [],
     }
-    assert orjson.loads(protocol.models_body(["a", "b"])) == {"models": ["a", "b"]}
+    assert orjson.loads(protocol.models_body({"b": False, "a": True})) == {
+        "models": [{"name": "a", "ready": True}, {"name": "b", "ready": False}]
+    }
     assert orjson.loads(protocol.error_body("no\ud800")) == {"error": "no?"}
     metadata = orjson.loads(protocol.metadata_body("m", ["1", "2"], MIXED))
     assert metadata == {"name": "m", "versions": ["1", "2"], "platform": "tidegate", **MIXED.to_json()}

@@ -103,7 +103,7 @@ def test_three_processes_on_an_empty_home_get_three_numbers(empty_home: Path) ->
             assert process.stdin is not None
             process.stdin.write(f"run-{index}\n")
             process.stdin.flush()
-        answers = [process.communicate(timeout=60) for process in processes]
+        answers = [process.communicate(timeout=240) for process in processes]
     assert [errors for _, errors in answers] == ["", "", ""]
     assert sorted(int(number) for number, _ in answers) == [1, 2, 3]
     moves = registry.alias_history("digits", "production")
@@ -123,7 +123,7 @@ def test_what_a_killed_creation_left_is_no_obstacle(empty_home: Path) -> None:
 
 def test_importing_is_cheap() -> None:
     process = python("import sys; from tidegate import registry; print('mlflow' in sys.modules)")
-    assert process.communicate(timeout=60) == ("False\n", "")
+    assert process.communicate(timeout=240) == ("False\n", "")
 
 
 def test_a_version_is_what_was_registered(home: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_locked_database_ends_in_one_sentence(
             registry.versions()
         waited = time.monotonic() - began
         holder.rollback()
-    assert 1.0 <= waited < 5.0
+    assert 1.0 <= waited < 15.0
     assert add().number == 1
     assert capfd.readouterr() == ("", "")
 

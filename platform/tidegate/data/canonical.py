@@ -10,7 +10,7 @@ import pyarrow as pa
 from tidegate.data.prepared import SPLITS, TARGET
 from tidegate.errors import DataError
 from tidegate.spec.data import Data
-from tidegate.transforms.base import Array, problems
+from tidegate.transforms.base import Array, fits, problems
 from tidegate.transforms.category import to_labels
 from tidegate.transforms.columns import canonical
 from tidegate.transforms.target import TargetColumn
@@ -26,7 +26,9 @@ class Canonicalise:
 
     def check(self, names: Sequence[str]) -> None:
         """Raise DataError when the source lacks a column that the spec names."""
-        wanted = {f"data.inputs.{name}": name for name in self.data.inputs} | {"data.target.column": self.data.target.column}
+        wanted = {f"data.inputs.{name}": name for name in self.data.inputs} | {
+            "data.target.column": self.data.target.column
+        }
         wanted |= {
             f"data.split.{key}": name
             for key, name in (("stratify", self.data.split.stratify), ("column", self.data.split.column))
@@ -58,7 +60,7 @@ class Canonicalise:
     def _read(result: tuple[pa.Array, Array], name: str, found: Array) -> pa.Array:
         """Note the problems of this column for rows that had none before."""
         values, new = result
-        for row in np.flatnonzero(np.not_equal(new, None) & np.equal(found, None)):
+        for row in np.flatnonzero(~fits(new) & fits(found)):
             found[row] = f"{name}: {new[row]}"
         return values
 

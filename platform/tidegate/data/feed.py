@@ -2,8 +2,8 @@
 
 The dataset's blocks are *units* of the plan: one shard over a few steps. Each block is a single row that holds the unit
 as Arrow IPC bytes, because Ray's splitter deals a block to the worker with the fewest rows so far: with one row a block
-that is strictly round robin. Units are ordered for the number of workers so that dealing gives each worker its contiguous
-range of shards. Every unit names itself, and arrival is checked against the plan.
+that is strictly round robin. Units are ordered for the number of workers so that dealing gives each worker its
+contiguous range of shards. Every unit names itself, and arrival is checked against the plan.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ class Plan:
         """The ordered rows of one shard of the batch of `step`. Empty when the batch has fewer rows than shards."""
         size = self.batch_rows(step)
         start = step % self.steps_per_epoch * self.global_batch
-        return self._ordered(self.epoch_of(step), start + size * shard // self.shards, start + size * (shard + 1) // self.shards)
+        return self._ordered(
+            self.epoch_of(step), start + size * shard // self.shards, start + size * (shard + 1) // self.shards
+        )
 
     def _ordered(self, epoch: int, start: int, stop: int) -> Rows:
         """Places `start..stop-1` of the epoch's order."""

@@ -23,13 +23,24 @@ from filelock import FileLock
 from tidegate import settings
 from tidegate.data import sources
 from tidegate.data.canonical import NAMED, PROBLEM, STRATUM, Canonicalise
-from tidegate.data.prepared import FORMAT, MANIFEST, ROW, SPLITS, TARGET, Prepared, column_array, open_arrays, open_folder, write_arrays
+from tidegate.data.prepared import (
+    FORMAT,
+    MANIFEST,
+    ROW,
+    SPLITS,
+    TARGET,
+    Prepared,
+    column_array,
+    open_arrays,
+    open_folder,
+    write_arrays,
+)
 from tidegate.data.random import Rows
 from tidegate.data.splits import assign
 from tidegate.errors import DataError
 from tidegate.spec.data import CategoryInput, Data, ImageInput, InvalidRows, NumberInput, TextInput
 from tidegate.spec.run import Spec
-from tidegate.transforms.base import Array, State
+from tidegate.transforms.base import Array, State, fits
 from tidegate.transforms.columns import Columns, canonical
 from tidegate.transforms.target import TargetColumn, TargetTransform
 
@@ -73,8 +84,13 @@ def prepare(spec: Spec, say: Say) -> Prepared:
 
 
 def fingerprint(spec: Spec, files: list[sources.SourceFile]) -> str:
-    """sha256 of the source's files as they are now (path, size, time of change), the data part of the spec and the seed."""
-    document = {"format": FORMAT, "files": [asdict(file) for file in files], "data": spec.data.model_dump(), "seed": spec.seed}
+    """sha256 of the source's files (path, size, time of change), the data part of the spec and the seed."""
+    document = {
+        "format": FORMAT,
+        "files": [asdict(file) for file in files],
+        "data": spec.data.model_dump(),
+        "seed": spec.seed,
+    }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -102,12 +118,10 @@ def _make(spec: Spec, files: list[sources.SourceFile], mark: str, work: Path, sa
     (work / MANIFEST).write_text(json.dumps(manifest))
 
 
-@ray.remote
 def _count(block: pa.Table) -> int:
     return len(block)
 
 
-@ray.remote
 def _numbered(block: pa.Table, start: int) -> pa.Table:
     return block.append_column(ROW, pa.array(np.arange(start, start + len(block))))
 
@@ -115,14 +129,16 @@ def _numbered(block: pa.Table, start: int) -> pa.Table:
 def _checked(data: Data, files: list[sources.SourceFile]) -> ray.data.Dataset:
     """The source in canonical form, with row numbers, in memory (spilled by Ray where it does not fit)."""
     raw = sources.read(data.source, files)
+    raw.context.execution_options.preserve_order = True
     reader = Canonicalise(data)
     reader.check(_schema_names(raw, data))
     blocks = raw.map_batches(reader, batch_format="pyarrow", batch_size=None, zero_copy_batch=True).to_arrow_refs()
-    counts = ray.get([_count.remote(block) for block in blocks])
+    count, number = ray.remote(_count), ray.remote(_numbered)
+    counts = ray.get([count.remote(block) for block in blocks])
     if not sum(counts):
         raise DataError(f"the source {data.source.path} has no rows")
     starts = np.concatenate([[0], np.cumsum(counts)]).tolist()
-    numbered = [_numbered.remote(block, start) for block, start, rows in zip(blocks, starts, counts, strict=False) if rows]
+    numbered = [number.remote(block, start) for block, start, rows in zip(blocks, starts, counts, strict=False) if rows]
     return ray.data.from_arrow_refs(numbered)
 
 
@@ -133,7 +149,9 @@ def _schema_names(raw: ray.data.Dataset, data: Data) -> list[str]:
         schema = raw.schema()
     except (RayError, OSError, pa.ArrowException, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise DataError(f"the source {data.source.path} is no readable {data.source.resolved_format()}: {reason}") from None
+        raise DataError(
+            f"the source {data.source.path} is no readable {data.source.resolved_format()}: {reason}"
+        ) from None
     return list(schema.names) if schema is not None else []
 
 
@@ -144,15 +162,15 @@ def _usable(data: Data, checked: ray.data.Dataset, say: Say) -> tuple[dict[str, 
     table = pa.concat_tables(batches)
     columns = {name: column_array(table.column(name)) for name in names}
     found = columns.pop(PROBLEM)
-    fits = np.equal(found, None)
+    usable = fits(found)
     _judge(data.invalid_rows, columns[ROW], found, say)
-    kept = {name: values[fits] for name, values in columns.items()}
-    return kept, int((~fits).sum())
+    kept = {name: values[usable] for name, values in columns.items()}
+    return kept, int((~usable).sum())
 
 
 def _judge(rule: InvalidRows, rows: Rows, found: Array, say: Say) -> None:
     """Raise DataError when invalid rows are more than the spec allows; say what is dropped otherwise."""
-    wrong = np.flatnonzero(np.not_equal(found, None))
+    wrong = np.flatnonzero(~fits(found))
     if not len(wrong):
         return
     examples = "; ".join(f"row {rows[i]}: {found[i]}" for i in wrong[:5]) + ("; ..." if len(wrong) > 5 else "")
@@ -179,7 +197,9 @@ def _row_bytes(data: Data) -> int:
     return 16 + sum(sizes[type(spec)](spec) for spec in data.inputs.values())
 
 
-def _stage(data: Data, checked: ray.data.Dataset, parts: list[Rows], rows_per_file: int, work: Path) -> list[dict[str, Any]]:
+def _stage(
+    data: Data, checked: ray.data.Dataset, parts: list[Rows], rows_per_file: int, work: Path
+) -> list[dict[str, Any]]:
     """Bring each file's rows together and write them in canonical form; one record a file, with its partial fits."""
     files, places, names = _addresses(int(checked.count()), parts, rows_per_file)
     table = ray.put((files, places))
@@ -260,7 +280,9 @@ def _finish(
 ) -> dict[str, list[dict[str, Any]]]:
     """Apply the transforms to every staged file; the files of each split."""
     finisher = Finisher(states, column, target, work)
-    items = [{"item": json.dumps({key: record[key] for key in ("index", "name", "split", "rows")})} for record in staged]
+    items = [
+        {"item": json.dumps({key: record[key] for key in ("index", "name", "split", "rows")})} for record in staged
+    ]
     done = ray.data.from_items(items, override_num_blocks=len(items)).map(finisher).take_all()
     records = sorted((json.loads(row["item"]) for row in done), key=lambda record: int(record["index"]))
     for record in records:

@@ -103,7 +103,9 @@ def open_folder(folder: Path) -> Prepared:
                 if size != file["bytes"]:
                     raise ValueError(f"{file['name']} has {size} bytes, not {file['bytes']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"the prepared dataset {folder} cannot be used: {error}", remedy="delete it; it is made anew") from None
+        raise DataError(
+            f"the prepared dataset {folder} cannot be used: {error}", remedy="delete it; it is made anew"
+        ) from None
     return Prepared(folder, manifest)
 
 
@@ -116,7 +118,9 @@ def open_arrays(path: Path, rows: int) -> dict[str, Array]:
                 raise ValueError(f"{batch.num_rows} rows, not {rows}")
             return batch_arrays(batch)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"the prepared file {path} is damaged: {error}", remedy="delete its folder; it is made anew") from None
+        raise DataError(
+            f"the prepared file {path} is damaged: {error}", remedy="delete its folder; it is made anew"
+        ) from None
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> int:
@@ -144,5 +148,7 @@ def column_array(column: pa.Array) -> Array:
         column = column.combine_chunks()
     if is_list(column.type):
         width = column.type.list_size
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), width)
-    return column.to_numpy(zero_copy_only=False)
+        flat: Array = column.flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(len(column), width)
+    values: Array = column.to_numpy(zero_copy_only=False)
+    return values

@@ -32,10 +32,14 @@ def listing(source: Source) -> list[SourceFile]:
         filesystem, path = _locate(source.path)
         files = _matching(filesystem, path, source)
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise DataError(f"the source {source.path} cannot be read: {error}", remedy="correct data.source.path") from None
+        raise DataError(
+            f"the source {source.path} cannot be read: {error}", remedy="correct data.source.path"
+        ) from None
     if not files:
         raise DataError(f"the source {source.path} does not exist or holds no file", remedy="correct data.source.path")
-    return [SourceFile(file.path, file.size or 0, file.mtime_ns or 0) for file in sorted(files, key=lambda file: file.path)]
+    return [
+        SourceFile(file.path, file.size or 0, file.mtime_ns or 0) for file in sorted(files, key=lambda file: file.path)
+    ]
 
 
 def read(source: Source, files: list[SourceFile]) -> Dataset:

@@ -16,8 +16,8 @@ SPLIT_STREAM, SHUFFLE_STREAM = 0, 1
 def assign(split: Split, seed: int, *, strata: Array | None, named: Array | None, count: int) -> list[Rows]:
     """Positions (0..count-1) of the training, validation and test rows.
 
-    `strata` `[count]` are the values to stratify by, `named` `[count]` the values of the split column. The training rows
-    are shuffled, since sources are often sorted; the others keep their order. Raises DataError for an empty split.
+    `strata` `[count]` are the values to stratify by, `named` `[count]` those of the split column. The training rows are
+    shuffled, since sources are often sorted; the others keep their order. Raises DataError for an empty split.
     """
     parts = _by_name(named) if named is not None else _by_fraction(split, seed, strata, count)
     for name, rows in zip(SPLITS, parts, strict=True):

@@ -1,4 +1,4 @@
-"""A convolutional network for images: blocks of 3 x 3 convolution, ReLU and 2 x 2 max pooling, then two linear layers."""
+"""A convolutional network for images: blocks of 3 x 3 convolution, ReLU and max pooling, then two linear layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMALLEST = 2
 
 
 class Cnn(nn.Module):
-    """`blocks`: Conv2d, ReLU and, while the map is larger than 2 x 2, MaxPool2d. `head`: Dropout, Linear, ReLU, Dropout, Linear."""
+    """`blocks`: Conv2d, ReLU, MaxPool2d (while the map is larger than 2 x 2). `head`: linear layers with dropout."""
 
     def __init__(self, options: spec.Cnn, features: Sequence[Feature], outputs: int) -> None:
         super().__init__()

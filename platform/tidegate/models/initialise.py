@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from tidegate.spec.model import Init
 
@@ -18,7 +18,7 @@ def initialise(model: nn.Module, how: Init) -> None:
             _fill(module.in_proj_weight, how)
 
 
-def _fill(weight: nn.Parameter, how: Init) -> None:
+def _fill(weight: Tensor, how: Init) -> None:
     if how == "xavier":
         nn.init.xavier_uniform_(weight)
     elif how == "kaiming":

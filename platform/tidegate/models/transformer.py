@@ -1,4 +1,4 @@
-"""A transformer encoder for text (Vaswani et al. 2017; pre-norm, Xiong et al. 2020); the mean over the tokens is classified."""
+"""A transformer encoder for text (Vaswani et al. 2017; pre-norm, Xiong et al. 2020), with the mean over the tokens."""
 
 from __future__ import annotations
 

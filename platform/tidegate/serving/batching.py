@@ -35,8 +35,8 @@ class _Request:
 class Batcher:
     """Answers concurrent requests with as few calls of `predict` as natural batching gives.
 
-    `predict` runs in one thread of its own, so it never runs twice at once and never blocks the event loop. Lives on one
-    event loop; `submit` is called from that loop only.
+    `predict` runs in one thread of its own, so it never runs twice at once and never blocks the event loop. A batcher
+    belongs to one event loop; `submit` is called from that loop only.
     """
 
     def __init__(self, predict: Predict, max_rows: int, *, max_waiting: int = MAX_WAITING) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -30,9 +30,9 @@ OnWait = Callable[[str], None]
 def deploy(endpoint: Endpoint, *, wait_s: float = 120.0, on_wait: OnWait | None = None) -> EndpointStatus:
     """Serves `endpoint` and returns when every running replica answers with the wanted version.
 
-    A version that does not serve is taken back and the one before stays. Raises NotFoundError for a model reference that
-    means nothing, ConflictError when another deploy of the same name came in between, ClusterError with Serve's reason
-    otherwise; after `wait_s` seconds the deploy goes on without this call.
+    A version that does not serve is taken back and the one before stays. Raises NotFoundError for a model reference
+    that means nothing, ConflictError when another deploy of the same name came in between, ClusterError with Serve's
+    reason otherwise; after `wait_s` seconds the deploy goes on without this call.
     """
     deployer = _deployer()
     generation = _ask(deployer.submit, endpoint.model_dump_json())
@@ -146,7 +146,7 @@ def _deployer() -> Any:
 
 
 def _environment() -> dict[str, str]:
-    """What the deployer must know as this driver does: where things are kept. Replicas get paths and need none of it."""
+    """Where things are kept, which the deployer must know as this driver does. Replicas are given paths."""
     names = (settings.TRACKING_URI.name, SERVE_PORT.name)
     return {settings.HOME.name: str(settings.home())} | {
         name: os.environ[name] for name in names if os.environ.get(name)
@@ -159,7 +159,7 @@ def _ask(method: Any, *args: Any) -> Any:
         return ray.get(method.remote(*args), timeout=_CALL_TIMEOUT_S)
     except RayTaskError as error:
         if isinstance(error.cause, TidegateError):
-            raise cast(TidegateError, error.cause) from None
+            raise error.cause from None
         raise ClusterError(f"the deployer failed: {error.cause}") from error
     except (RayActorError, GetTimeoutError) as error:
         raise ClusterError(

@@ -108,7 +108,7 @@ class Deployer:
             try:
                 self._reconcile()
                 self._trouble = ""
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the owner of the endpoints must go on
                 LOGGER.exception("A round of the deployer failed; it is tried again.")
                 self._trouble = f"{type(error).__name__}: {error}"
             self._wake.wait(_BUSY_S if any(record.rolling for record in self._all()) else _IDLE_S)
@@ -171,10 +171,21 @@ class Deployer:
             LOGGER.error("Endpoint %s: %s does not serve: %s", record.endpoint.name, record.rolling.ref, message)
             self._replace(record, record.failed(message))
         elif serves(seen, stats, config, record.endpoint.replicas.min):
-            options = self._details["http_options"]
-            if answers_ready(_reachable(options["host"]), options["port"], application, record.rolling.version):
-                LOGGER.info("Endpoint %s serves %s.", record.endpoint.name, record.rolling.ref)
-                self._replace(record, record.settled())
+            self._confirm(record, application)
+
+    def _confirm(self, record: Record, application: Application) -> None:
+        """Ends a rollout once the endpoint also answers over HTTP, which is a moment after its replicas do."""
+        assert record.rolling is not None
+        name, options = record.endpoint.name, self._details["http_options"]
+        host, port = _reachable(options["host"]), options["port"]
+        if answers_ready(host, port, application, record.rolling.version):
+            LOGGER.info("Endpoint %s serves %s.", name, record.rolling.ref)
+            self._notes.pop(name, None)
+            self._replace(record, record.settled())
+        else:
+            self._notes[name] = (
+                f"the replicas are ready, but {host}:{port} does not answer for them: see Serve's proxy log"
+            )
 
     def _status(self, record: Record) -> EndpointStatus:
         name = record.endpoint.name

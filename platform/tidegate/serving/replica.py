@@ -1,7 +1,7 @@
 """One copy of an endpoint: the ingress itself. It holds one loaded model version and speaks the protocol over ASGI.
 
-The version travels in Serve's `user_config`. A new one is loaded beside the old one, checked, warmed up and then swapped
-in one assignment; requests already taken finish on the version they met.
+The version travels in Serve's `user_config`. A new one is loaded beside the old one, checked, warmed up and then
+swapped in one assignment; requests already taken finish on the version they met.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from ray import serve
 
-from tidegate.errors import UnavailableError
+from tidegate.errors import TidegateError, UnavailableError
 from tidegate.protocol import encode_response, metadata_body, parse_request, ready_body
 from tidegate.serving import asgi
 from tidegate.serving.applications import DEPLOYMENT
-from tidegate.serving.batching import Batcher, Rows
-from tidegate.signature import DATATYPES, Signature, TensorSpec
+from tidegate.serving.batching import Batcher
 
 if TYPE_CHECKING:
     from tidegate.artifact import Model
@@ -59,14 +57,14 @@ class Replica:
         self._loading = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
 
-    def __serve_build_asgi_app__(self) -> asgi.App:  # noqa: N807 - Serve's name
+    def __serve_build_asgi_app__(self) -> asgi.App:
         return asgi.App(self._handle)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Serves the version `config` names. Raises only when no version is served yet.
 
-        Serve stops a replica whose `reconfigure` raises, and its replacement would fail in the same way: the version that
-        serves well would be lost. So a failure is kept for `record_routing_stats` to tell, and the old version stays.
+        Serve stops a replica whose `reconfigure` raises, and its replacement would fail in the same way: the version
+        that serves well would be lost. So a failure is kept for `record_routing_stats` to tell, and the old one stays.
         """
         async with self._loading:
             target = Target(**config)
@@ -76,7 +74,7 @@ class Replica:
                 if self._loaded is None:
                     raise
                 asgi.LOGGER.exception("Version %s does not load; %s stays.", target.ref, self._loaded.target.ref)
-                self._failed = {"config": config, "message": f"{type(error).__name__}: {error}"}
+                self._failed = {"config": config, "message": _sentence(error)}
             else:
                 self._swap(loaded)
 
@@ -99,14 +97,16 @@ class Replica:
             closing.add_done_callback(self._closing.discard)
 
     async def _handle(self, scope: asgi.Scope, receive: asgi.Receive) -> bytes:
-        path = asgi.relative_path(scope)
-        loaded = self._loaded
+        # The body comes first: from here on nothing waits until the request is in a batcher, so that no swap comes
+        # between choosing the version and asking it.
+        body = await asgi.read_body(scope, receive, MAX_BODY_BYTES) if scope["method"] == "POST" else b""
+        loaded, path = self._loaded, asgi.relative_path(scope)
         if loaded is None:
             raise UnavailableError(f"endpoint {self._name!r} is loading its model")
         route = None if path is None else _route(path, loaded.target.version)
         if route == "/infer":
             asgi.require_method(scope, "POST")
-            return await self._infer(loaded, await asgi.read_body(scope, receive, MAX_BODY_BYTES))
+            return await self._infer(loaded, body)
         if route == "":
             asgi.require_method(scope, "GET")
             return metadata_body(self._name, [str(loaded.target.version)], loaded.model.signature)
@@ -122,6 +122,10 @@ class Replica:
         return encode_response(self._name, str(loaded.target.version), signature, outputs, request)
 
 
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, TidegateError) else f"{type(error).__name__}: {error}"
+
+
 def _route(path: str, version: int) -> str | None:
     """`path` without `/versions/<the loaded version>`. None for another version."""
     if not path.startswith("/versions/"):
@@ -131,25 +135,15 @@ def _route(path: str, version: int) -> str | None:
 
 
 def load_checked(target: Target) -> Model:
-    """Loads the artifact, verifies its digest, and asks it one row. Raises `ArtifactError` and what the model raises."""
+    """Loads the artifact, verifies its digest and asks it one row. Raises ArtifactError and what the model raises."""
     # Imported here: the process that only builds the Serve application needs no torch.
     from tidegate.artifact import load
 
     started = time.monotonic()
     model = load(Path(target.path), target.digest)
-    model.predict(example_row(model.signature))
+    model.predict(model.example())
     asgi.LOGGER.info("Loaded %s in %.2f s.", target.ref, time.monotonic() - started)
     return model
-
-
-def example_row(signature: Signature) -> Rows:
-    """One row of zeros, or of empty strings, for every input. A variable axis has length 1."""
-    return {spec.name: _example(spec) for spec in signature.inputs}
-
-
-def _example(spec: TensorSpec) -> np.ndarray[Any, np.dtype[Any]]:
-    shape = (1, *(1 if size < 0 else size for size in spec.shape[1:]))
-    return np.full(shape, "" if spec.datatype == "BYTES" else 0, DATATYPES[spec.datatype])
 
 
 def build(args: dict[str, str]) -> serve.Application:

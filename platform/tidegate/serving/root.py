@@ -1,4 +1,4 @@
-"""The application at "/": the server's own metadata and health, the list of endpoints, and JSON for every unknown path."""
+"""The application at "/": the server's metadata and health, the list of endpoints, JSON for every unknown path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Root:
         self._ready: dict[str, bool] = {}
         self._version = _package_version()
 
-    def __serve_build_asgi_app__(self) -> asgi.App:  # noqa: N807 - Serve's name
+    def __serve_build_asgi_app__(self) -> asgi.App:
         return asgi.App(self._handle)
 
     def reconfigure(self, config: dict[str, Any]) -> None:

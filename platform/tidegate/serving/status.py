@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from http import HTTPStatus
 from typing import Any
 
@@ -16,9 +19,9 @@ from tidegate.serving.desired import Record
 class EndpointStatus:
     """One endpoint as it is now.
 
-    `status`: `starting` (no version serves yet), `ready`, `updating` (a new version or spec is being tried while the old
-    one serves), `unhealthy` (Serve has no working replica) or `failed` (its only version does not serve). `version` is
-    the one that serves; `replicas` counts the running ones; `message` says what is wrong or waited for.
+    `status`: `starting` (no version serves yet), `ready`, `updating` (a new version or spec is being tried while the
+    old one serves), `unhealthy` (Serve has no working replica) or `failed` (its only version does not serve). `version`
+    is the one that serves; `replicas` counts the running ones; `message` says what is wrong or waited for.
     """
 
     name: str
@@ -32,20 +35,21 @@ class EndpointStatus:
 
 @dataclass(frozen=True)
 class View:
-    """Serve's side of one endpoint."""
+    """Serve's side of one endpoint. Replicas that are being reconfigured (`num_updating`) answer all the while."""
 
     status: str
     message: str
     running: tuple[str, ...]
-    num_pending: int
+    num_updating: int
+    num_starting: int
     user_config: Any
 
     @property
-    def is_up(self) -> bool:
-        return self.status == "RUNNING" and bool(self.running)
+    def num_answering(self) -> int:
+        return len(self.running) + self.num_updating
 
 
-ABSENT = View("NOT_STARTED", "", (), 0, None)
+ABSENT = View("NOT_STARTED", "", (), 0, 0, None)
 
 
 def view(application: Mapping[str, Any] | None) -> View:
@@ -53,23 +57,28 @@ def view(application: Mapping[str, Any] | None) -> View:
     if application is None:
         return ABSENT
     deployment = application["deployments"].get(DEPLOYMENT) or {"message": "", "replicas": [], "deployment_config": {}}
-    states = [(replica["actor_name"], str(replica["state"])) for replica in deployment["replicas"]]
-    running = tuple(name for name, state in states if state == "RUNNING")
-    leaving = sum(state == "STOPPING" for _, state in states)
+    states = [(replica["actor_name"], _text(replica["state"])) for replica in deployment["replicas"]]
+    count = Counter(state for _, state in states)
     return View(
-        # Serve's enums are strings, but print with their class.
-        application["status"].value if hasattr(application["status"], "value") else application["status"],
+        _text(application["status"]),
         reason(deployment["message"] or application["message"]),
-        running,
-        len(states) - len(running) - leaving,
+        tuple(name for name, state in states if state == "RUNNING"),
+        count["UPDATING"],
+        len(states) - count["RUNNING"] - count["UPDATING"] - count["STOPPING"],
         deployment["deployment_config"].get("user_config"),
     )
+
+
+def _text(value: str | Enum) -> str:
+    """Serve's enums are strings, but print with the name of their class."""
+    return str(value.value if isinstance(value, Enum) else value)
 
 
 def reason(message: str) -> str:
     """The line of Serve's message that says why: of a traceback, the last one."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    # The sentence of an error of ours tells all that its class name does.
+    return re.sub(r"^tidegate\.errors\.\w+: ", "", lines[-1]) if lines else ""
 
 
 def failure_of(view: View, stats: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> str | None:
@@ -85,7 +94,9 @@ def failure_of(view: View, stats: Mapping[str, Mapping[str, Any]], config: Mappi
 
 def serves(view: View, stats: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], at_least: int) -> bool:
     """Whether every running replica serves the version in `config`, and enough are running."""
-    if not view.is_up or view.user_config != config or view.num_pending or len(view.running) < at_least:
+    if view.status != "RUNNING" or view.user_config != config or len(view.running) < at_least:
+        return False
+    if view.num_updating or view.num_starting:
         return False
     return all(name in stats and stats[name]["serving"] == config for name in view.running)
 
@@ -111,7 +122,7 @@ def summary(record: Record, view: View, url: str, note: str) -> EndpointStatus:
         record.endpoint.model,
         serving.version if serving else None,
         _word(record, view),
-        len(view.running),
+        view.num_answering,
         note or _message(record, view),
     )
 
@@ -121,7 +132,7 @@ def _word(record: Record, view: View) -> str:
         return "failed"
     if record.serving is None:
         return "starting"
-    if not view.is_up:
+    if view.num_answering == 0 or view.status in ("UNHEALTHY", "DEPLOY_FAILED"):
         return "unhealthy"
     return "updating" if record.rolling else "ready"
 

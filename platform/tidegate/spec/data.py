@@ -15,7 +15,7 @@ FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "
 
 
 class Source(Part):
-    """Files to read: a path, a directory or a glob. Relative paths start at the spec file; `$VARIABLES` are filled in."""
+    """Files to read: path, directory or glob. Relative paths start at the spec file; `$VARIABLES` are filled in."""
 
     path: str = Field(min_length=1)
     format: Literal["parquet", "csv", "jsonl"] | None = None
@@ -90,7 +90,9 @@ class Split(Part):
         rules = []
         if abs(total - 1) > 1e-6:
             named = ", ".join(f"{part} {getattr(self, part)}" for part in ("train", "validation", "test"))
-            rules += [(p, f"{named} add up to {total:g}; make them add up to 1") for p in ("train", "validation", "test")]
+            rules += [
+                (p, f"{named} add up to {total:g}; make them add up to 1") for p in ("train", "validation", "test")
+            ]
         if self.column is not None and self.model_fields_set - {"column"}:
             rules.append(("column", "the source already says the split; leave out the fractions and stratify"))
         if rules:
@@ -117,5 +119,7 @@ class Data(Part):
     @model_validator(mode="after")
     def _target_is_no_input(self) -> Data:
         if self.target.column in self.inputs:
-            raise BrokenRules([("target.column", f"{self.target.column!r} is also an input; a model would just copy it")])
+            raise BrokenRules(
+                [("target.column", f"{self.target.column!r} is also an input; a model would just copy it")]
+            )
         return self

@@ -1,4 +1,4 @@
-"""A run spec: everything that decides what a model will be, and where it goes. Only name, data and model are required."""
+"""A run spec: what decides what a model will be, and where it goes. Only name, data and model are required."""
 
 from __future__ import annotations
 
@@ -106,5 +106,7 @@ def _metric_rules(spec: Spec) -> list[tuple[str, str]]:
         if name not in known
     ]
     if rules:
-        rules.append(("data.target.type", f"{spec.data.target.type} makes this a {spec.task}, whose metrics are others"))
+        rules.append(
+            ("data.target.type", f"{spec.data.target.type} makes this a {spec.task}, whose metrics are others")
+        )
     return rules

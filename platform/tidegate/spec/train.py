@@ -21,7 +21,9 @@ class Optimizer(Part):
     @model_validator(mode="after")
     def _momentum_is_used(self) -> Optimizer:
         if "momentum" in self.model_fields_set and self.type != "momentum":
-            sentence = f"momentum is given, but optimizer type {self.type!r} has none; write type momentum, or leave it out"
+            sentence = (
+                f"momentum is given, but optimizer type {self.type!r} has none; write type momentum, or leave it out"
+            )
             raise BrokenRules([("momentum", sentence), ("type", sentence)])
         return self
 

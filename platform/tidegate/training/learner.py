@@ -30,7 +30,9 @@ Batch = Mapping[int, Mapping[str, Array]]
 class Learner:
     """The state that training changes. The same on every worker after every step."""
 
-    def __init__(self, spec: Spec, prepared: Prepared, plan: Plan, *, worker: int, workers: int, ledger: Ledger) -> None:
+    def __init__(
+        self, spec: Spec, prepared: Prepared, plan: Plan, *, worker: int, workers: int, ledger: Ledger
+    ) -> None:
         self.spec, self.plan, self.ledger = spec, plan, ledger
         self.device = torch.device("cpu")
         self.total_steps = spec.train.epochs * plan.steps_per_epoch

@@ -10,6 +10,7 @@ import torch
 
 from tidegate import evaluation
 from tidegate.data.feed import Feed, steps_per_unit
+from tidegate.data.prepared import Prepared
 from tidegate.errors import FeedError
 from tidegate.metrics import CLASSIFICATION, REGRESSION
 from tidegate.training import checkpoint as checkpoints
@@ -151,7 +152,8 @@ class Worker:
         self._saved_at = time.monotonic()
 
 
-def row_bytes(prepared: Any) -> int:
+def row_bytes(prepared: Prepared) -> int:
     """Bytes of one prepared training row."""
     train = prepared.manifest["splits"]["train"]
-    return max(1, sum(file["bytes"] for file in train) // max(1, sum(file["rows"] for file in train)))
+    size, rows = sum(int(file["bytes"]) for file in train), sum(int(file["rows"]) for file in train)
+    return max(1, size // max(1, rows))

@@ -25,7 +25,7 @@ def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter]) -> torc
 
 
 def rate_factor(spec: Schedule, step: int, total_steps: int) -> float:
-    """What the learning rate is multiplied with at `step` (0-based): linear warm-up, then constant, cosine or linear."""
+    """What the learning rate is multiplied by at `step` (0-based): a linear warm-up, then the schedule."""
     warmup = math.ceil(spec.warmup_fraction * total_steps)
     if step < warmup:
         return (step + 1) / warmup

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is. `step` counts finished steps; `loss` is the last batch's; `seconds_left` assumes today's speed."""
+    """Where a run is. `step` counts finished steps; `loss` is the last batch's; the speed so far gives `seconds_left`."""
 
     step: int = 0
     total_steps: int = 0
@@ -31,9 +29,8 @@ class News:
     epochs: list[Mapping[str, Any]] = field(default_factory=list)
 
 
-@ray.remote(num_cpus=0)
 class Monitor:
-    """Keeps the latest progress and the epochs nobody has fetched yet. Epochs seen before a restart are not told twice."""
+    """An actor: the latest progress, and the epochs nobody has fetched yet. A restart does not tell an epoch twice."""
 
     def __init__(self) -> None:
         self._progress = Progress()

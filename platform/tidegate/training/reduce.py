@@ -1,7 +1,7 @@
-"""Ordered reduction: shard vectors are added in one fixed binary tree, so the sum has the same bits for any workers.
+"""Ordered reduction: shard vectors are added in one fixed binary tree: the same bits for any number of workers.
 
-A worker's contiguous range of shards consists of a few whole subtrees of the tree over all shards. It adds each subtree by
-itself; the partial sums travel in one all-gather; every worker finishes the tree in the same order.
+A worker's contiguous range of shards consists of a few whole subtrees of the tree over all shards. It adds each subtree
+by itself; the partial sums travel in one all-gather; every worker finishes the tree in the same order.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class OrderedSum:
         return subtrees(shards.start, shards.stop, (0, self.shards))
 
     def __call__(self, vector: Callable[[int], Tensor]) -> Tensor:
-        """The sum `[size]`. `vector(shard)` is called once for each of this worker's shards, in order; it may reuse memory."""
+        """The sum `[size]`. `vector(shard)` is called for each of this worker's shards in order; it may reuse memory."""
         for row, span in enumerate(self.owned[self.worker]):
             self.mine[row].copy_(_tree_sum(vector, span))
         if self.workers > 1:

@@ -37,7 +37,7 @@ OnNews = Callable[[News], None]
 
 def fit(spec: Spec, prepared: Prepared, run: str, *, on_news: OnNews, say: Callable[[str], None]) -> Checkpoint:
     """Train to the end; the final checkpoint. Raises TrainingError, or ClusterError when the workers can never fit."""
-    job = Job(spec, prepared.folder, settings.home() / "runs" / run, Monitor.remote())
+    job = Job(spec, prepared.folder, settings.home() / "runs" / run, ray.remote(num_cpus=0)(Monitor).remote())
     plan = plan_of(spec, prepared)
     if spec.train.global_batch != "all" and plan.global_batch > plan.num_rows:
         raise DataError(

@@ -27,7 +27,9 @@ def tensors(arrays: Mapping[str, Array], device: torch.device) -> dict[str, Tens
     }
 
 
-def outputs(model: nn.Module, reader: Reader, *, worker: int, workers: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def outputs(
+    model: nn.Module, reader: Reader, *, worker: int, workers: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Raw outputs `[rows, ...]` and targets `[rows]` of all rows of a split, on every worker, in the split's order."""
     total = int(reader.offsets[-1])
     chunks = -(-total // CHUNK_ROWS)

@@ -1,7 +1,7 @@
 """What a transform is.
 
-A column goes through three forms. `read` takes the source's Arrow column and gives *canonical* values plus, for every row
-that does not fit, the problem in words. `partial` and `fit` learn a state from canonical values, in pieces that are
+A column goes through three forms. `read` takes the source's Arrow column and gives *canonical* values plus, for every
+row that does not fit, the problem in words. `partial` and `fit` learn a state from canonical values, in pieces that are
 merged in a fixed order so that the state does not depend on the cluster. `apply` gives the arrays a model takes.
 """
 
@@ -23,7 +23,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Feature:
-    """One model input after its transform: arrays of `[rows, *shape]`; `cardinality` counts codes of a category or text."""
+    """One model input after its transform: arrays `[rows, *shape]`; `cardinality` is the number of codes, if any."""
 
     name: str
     kind: Literal["number", "category", "text", "image"]
@@ -52,7 +52,7 @@ class Transform(Protocol):
     """How the endpoint takes this column."""
 
     def apply(self, values: Array) -> dict[str, Array]:
-        """Canonical values `[rows, ...]` -> named arrays for the model. Raises RequestError for values it cannot take."""
+        """Canonical values `[rows, ...]` -> named arrays for the model. RequestError for values it cannot take."""
 
     def example(self, rows: int) -> Array:
         """Canonical values that are valid, for a warm-up."""
@@ -70,6 +70,11 @@ def merged_counts(parts: Sequence[State]) -> dict[str, int]:
 def problems(rows: int) -> Array:
     """No problem in any row, yet."""
     return np.full(rows, None, dtype=object)
+
+
+def fits(found: Array) -> Array:
+    """Which rows have no problem: bool `[rows]`."""
+    return np.fromiter((problem is None for problem in found), bool, len(found))
 
 
 def moments(values: Array) -> State:

@@ -46,9 +46,7 @@ class Columns:
 
     def apply(self, values: Mapping[str, Array]) -> dict[str, Array]:
         return {
-            key: array
-            for name, column in self.transforms.items()
-            for key, array in column.apply(values[name]).items()
+            key: array for name, column in self.transforms.items() for key, array in column.apply(values[name]).items()
         }
 
     def example(self, rows: int) -> dict[str, Array]:

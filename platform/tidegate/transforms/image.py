@@ -11,7 +11,7 @@ import pyarrow as pa
 from tidegate.errors import RequestError
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import ImageInput
-from tidegate.transforms.base import Array, Feature, State, merged_moments, moments, problems
+from tidegate.transforms.base import Array, Feature, State, fits, merged_moments, moments, problems
 from tidegate.transforms.number import fixed_lists, is_list, to_numbers
 
 MAX_PIXELS = 64_000_000
@@ -30,7 +30,7 @@ class ImageColumn:
             values, found = self._decoded(column)
         else:
             values, found = to_numbers(_flat_lists(column), int(np.prod(self.shape)))
-        outside = ~((values >= 0) & (values <= self.spec.max_value)).all(axis=1) & np.equal(found, None)
+        outside = ~((values >= 0) & (values <= self.spec.max_value)).all(axis=1) & fits(found)
         found[outside] = f"a pixel lies outside 0..{self.spec.max_value:g}"
         return fixed_lists(values.astype(np.float32)), found
 
@@ -97,7 +97,9 @@ def _flat_lists(column: pa.Array) -> pa.Array:
     """Lists of lists of numbers as lists of numbers. Rows that are not rectangular show by their count."""
     if not (is_list(column.type) and is_list(column.type.value_type)):
         return column
-    return pa.array([None if row is None else np.asarray(_leaves(row), dtype=object).tolist() for row in column.to_pylist()])
+    return pa.array(
+        [None if row is None else np.asarray(_leaves(row), dtype=object).tolist() for row in column.to_pylist()]
+    )
 
 
 def _leaves(value: object) -> list[object]:

@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 from tidegate.errors import RequestError
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import NumberInput
-from tidegate.transforms.base import Array, Feature, State, merged_moments, moments, problems
+from tidegate.transforms.base import Array, Feature, State, fits, merged_moments, moments, problems
 
 
 class NumberColumn:
-    """Reads a column of numbers, or of lists of `length` numbers. Canonical: float64 `[rows, length]`, NaN = missing."""
+    """Reads a column of numbers, or of lists of `length`. Canonical: float64 `[rows, length]`, NaN = missing."""
 
     def __init__(self, spec: NumberInput) -> None:
         self.spec = spec
@@ -24,8 +24,8 @@ class NumberColumn:
         values, found = to_numbers(column, self.spec.length)
         if self.spec.missing == "refuse":
             missing = np.isnan(values).any(axis=1)
-            found[missing & np.equal(found, None)] = "a number is missing or NaN"
-        found[np.isinf(values).any(axis=1) & np.equal(found, None)] = "a number is infinite"
+            found[missing & fits(found)] = "a number is missing or NaN"
+        found[np.isinf(values).any(axis=1) & fits(found)] = "a number is infinite"
         return fixed_lists(values), found
 
     def partial(self, values: Array) -> State:
@@ -72,18 +72,20 @@ class NumberTransform:
 
 
 def to_numbers(column: pa.Array, length: int) -> tuple[Array, Array]:
-    """float64 `[rows, length]` (NaN where missing or wrong) and the problem of each row, from numbers or lists of them."""
+    """float64 `[rows, length]` (NaN where missing or wrong) and the problem of each row."""
     found = problems(len(column))
     if is_list(column.type):
         lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
         for row in np.flatnonzero(lengths != length):
-            found[row] = "the list is missing" if lengths[row] < 0 else f"the list holds {lengths[row]} numbers, not {length}"
+            found[row] = (
+                "the list is missing" if lengths[row] < 0 else f"the list holds {lengths[row]} numbers, not {length}"
+            )
         values = np.full((len(column), length), np.nan)
-        fits = lengths == length
-        if fits.any():
-            flat, wrong = _cast(column.filter(pa.array(fits)).flatten())
-            values[fits] = flat.reshape(-1, length)
-            rows = np.flatnonzero(fits)[np.flatnonzero(wrong) // length]
+        whole = lengths == length
+        if whole.any():
+            flat, wrong = _cast(column.filter(pa.array(whole)).flatten())
+            values[whole] = flat.reshape(-1, length)
+            rows = np.flatnonzero(whole)[np.flatnonzero(wrong) // length]
             found[rows] = "the list holds something that is no number"
         return values, found
     if length != 1:
@@ -115,7 +117,7 @@ def _cast(column: pa.Array) -> tuple[Array, Array]:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def fixed_lists(values: Array) -> pa.Array:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import Target
-from tidegate.transforms.base import Array, State, merged_counts, merged_moments, moments
+from tidegate.transforms.base import Array, State, fits, merged_counts, merged_moments, moments
 from tidegate.transforms.category import datatype, labels, to_labels, vocabulary
 from tidegate.transforms.number import fixed_lists, to_numbers
 
@@ -25,7 +25,7 @@ class TargetColumn:
         if self.spec.type == "category":
             return to_labels(column)
         values, found = to_numbers(column, 1)
-        found[~np.isfinite(values).all(axis=1) & np.equal(found, None)] = "the number is missing or not finite"
+        found[~np.isfinite(values).all(axis=1) & fits(found)] = "the number is missing or not finite"
         return fixed_lists(values), found
 
     def partial(self, values: Array) -> State:
@@ -51,7 +51,7 @@ class TargetTransform:
 
     @property
     def is_category(self) -> bool:
-        return self.state["type"] == "category"
+        return bool(self.state["type"] == "category")
 
     @property
     def num_outputs(self) -> int:
@@ -61,7 +61,8 @@ class TargetTransform:
         """int64 class codes `[rows]`, or float32 standardised numbers `[rows]`. KeyError for a class never seen."""
         if self.is_category:
             return np.asarray([self._codes[str(value)] for value in values.tolist()], np.int64)
-        return ((values.reshape(-1) - self.state["mean"]) / self.state["deviation"]).astype(np.float32)
+        mean, deviation = float(self.state["mean"]), float(self.state["deviation"])
+        return ((values.reshape(-1) - mean) / deviation).astype(np.float32)
 
     def unscaled(self, outputs: Any) -> Any:
         """Raw model outputs in the user's unit: logits as they are, numbers scaled back. NumPy or torch."""

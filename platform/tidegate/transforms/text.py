@@ -1,4 +1,4 @@
-"""Text: a tokenizer trained on the training split (Hugging Face `tokenizers`); token codes of any length up to a bound."""
+"""Text: a tokenizer trained on the training split (Hugging Face `tokenizers`); codes of any length up to a bound."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TextColumn:
 
 
 class TextTransform:
-    """Token codes int32 `[rows, max_length]`, padded with 0, and the number of tokens int32 `[rows, 1]` (at least 1)."""
+    """Token codes int32 `[rows, max_length]`, padded with 0, and their number int32 `[rows, 1]` (at least 1)."""
 
     def __init__(self, name: str, state: State) -> None:
         from tokenizers import Tokenizer

@@ -1,0 +1,78 @@
+"""`tidegate deploy`, `endpoints` and `predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+def deploy(spec: Path) -> None:
+    """Deploy an endpoint spec, or move the endpoint to what the spec now says."""
+    from tidegate.spec import document
+    from tidegate.spec.endpoint import Endpoint
+
+    endpoint = document.read(Endpoint, spec)
+    from tidegate import cluster
+    from tidegate.serving import deploy as serving
+
+    cluster.connect()
+    status = serving.deploy(endpoint, on_wait=click.echo)
+    click.echo(f"{status.url}  serves version {status.version} of {endpoint.model}")
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def endpoints(context: click.Context) -> None:
+    """List endpoints; `remove` one."""
+    if context.invoked_subcommand is not None:
+        return
+    from tidegate import api
+    from tidegate.cli.table import table
+
+    rows = [[e.name, e.status, e.model, e.version or "-", e.replicas, e.url, e.message] for e in api.endpoints()]
+    table(
+        ["endpoint", "status", "model", "version", "replicas", "url", ""],
+        rows,
+        empty="no endpoints yet: tidegate deploy SPEC",
+    )
+
+
+@endpoints.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Take an endpoint away. Its model versions stay."""
+    from tidegate import api
+
+    api.remove(name)
+    click.echo(f"removed {name}")
+
+
+@click.command()
+@click.argument("endpoint")
+@click.argument("rows", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Where to write (.parquet, .csv or .jsonl). Default: a few rows on the terminal.",
+)
+@click.option("--url", help="Where endpoints answer. Default: the local cluster.")
+def predict(endpoint: str, rows: Path, output: Path | None, url: str | None) -> None:
+    """Ask ENDPOINT about the ROWS of a file (Parquet, CSV or JSON lines); what was read comes back with the answers."""
+    from tidegate import cluster, tables
+    from tidegate.client import Client
+
+    table = tables.read(rows)
+    local = cluster.current()
+    with Client(url or (local.serve_url if local else "http://127.0.0.1:8000")) as client:
+        wanted = [tensor.name for tensor in client.metadata(endpoint).signature.inputs]
+        answers = client.predict(endpoint, tables.columns(table, wanted, str(rows)))
+    result = tables.with_answers(table, answers)
+    if output is None:
+        click.echo(tables.preview(result, list(answers)))
+    else:
+        tables.write(result, output)
+        click.echo(f"wrote {result.num_rows} rows to {output}")

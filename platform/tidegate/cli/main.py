@@ -1,0 +1,53 @@
+"""`tidegate`: the commands, and how their errors are shown."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from tidegate import settings
+from tidegate.cli import cluster, endpoints, models, runs, spec
+from tidegate.errors import TidegateError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="tidegate", message="tidegate %(version)s")
+def tidegate() -> None:
+    """Train models and serve them on one Ray cluster.
+
+    Start with: tidegate up, then: tidegate train SPEC.
+    """
+
+
+for command in (
+    cluster.up,
+    cluster.down,
+    cluster.status,
+    cluster.env,
+    spec.spec,
+    runs.train,
+    runs.runs,
+    models.models,
+    endpoints.deploy,
+    endpoints.endpoints,
+    endpoints.predict,
+):
+    tidegate.add_command(command)
+
+
+def main() -> None:
+    """Run a command; errors are one line on stderr, with the exit code of the error."""
+    try:
+        tidegate(standalone_mode=False)
+    except TidegateError as error:
+        if settings.TRACEBACK.flag():
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,41 @@
+"""`tidegate train` and `tidegate runs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+def train(spec: Path) -> None:
+    """Train the model of a run spec: prepare, train, evaluate, register, publish.
+
+    Exit code 3 means: registered, but evaluate.require was missed, so not published.
+    """
+    from tidegate.spec import run as run_spec
+
+    loaded = run_spec.load(spec)
+    from tidegate import api
+
+    outcome = api.train(loaded).outcome()
+    outcome.raise_if_missed()
+    accuracy = {name: value for name, value in outcome.report.metrics.items() if name in ("accuracy", "r2")}
+    summary = ", ".join(f"test {name} {value:.4f}" for name, value in accuracy.items())
+    click.echo(f"{outcome.version.ref}  {summary}  digest {outcome.version.digest[:12]}")
+
+
+@click.command()
+def runs() -> None:
+    """Runs, newest first."""
+    from tidegate import tracking
+    from tidegate.cli.table import table
+
+    rows = [[run.name, run.status, run.started[:19], _headline(run.metrics)] for run in tracking.runs()]
+    table(["run", "status", "started (UTC)", "test"], rows, empty="no runs yet: tidegate train SPEC")
+
+
+def _headline(metrics: dict[str, float]) -> str:
+    named = [(name.removeprefix("test."), metrics[name]) for name in ("test.accuracy", "test.r2") if name in metrics]
+    return ", ".join(f"{name} {value:.4f}" for name, value in named)

@@ -1,0 +1,218 @@
+"""The story of a run: prepare, train, evaluate, register, publish. Every door (shell, job, Python) leads here."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import secrets
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import yaml
+
+from tidegate import artifact, evaluation, pictures, registry, settings, tracking
+from tidegate.card import card
+from tidegate.data.prepare import prepare
+from tidegate.data.prepared import Prepared
+from tidegate.errors import RequirementError, TrainingError
+from tidegate.evaluation import Report
+from tidegate.evaluation_text import render
+from tidegate.registry import Version
+from tidegate.serving import deploy as serving
+from tidegate.serving.status import EndpointStatus
+from tidegate.spec.run import Spec
+from tidegate.training import trainer, validation
+from tidegate.training.checkpoint import Checkpoint
+from tidegate.training.progress import News
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. `missed` are the requirements it missed; then it was registered and not published."""
+
+    run: str
+    version: Version
+    report: Report
+    endpoint: EndpointStatus | None
+    missed: list[str]
+
+    def raise_if_missed(self) -> None:
+        """Raise RequirementError when `evaluate.require` was missed."""
+        if self.missed:
+            raise RequirementError(
+                f"{self.version.ref} is registered but not published: {'; '.join(self.missed)}",
+                remedy="train a better version, or change evaluate.require",
+            )
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A split's report and what its pictures are drawn from."""
+
+    report: Report
+    outputs: torch.Tensor
+    targets: torch.Tensor
+
+
+def new_run(spec: Spec) -> str:
+    """A name for a new run of this spec."""
+    return f"{spec.name}-{secrets.token_hex(3)}"
+
+
+def run(spec: Spec, *, name: str, say: Say, on_news: Callable[[News], None]) -> Outcome:
+    """Carry a run through to the end. The caller is connected to a cluster."""
+    recorded = tracking.start_run(
+        name, spec=_text(spec), tags={"tidegate.model": spec.name, "tidegate.seed": str(spec.seed)}
+    )
+    status = "failed"
+    try:
+        outcome = _run(spec, name, recorded, say, on_news)
+        status = "finished"
+        return outcome
+    except KeyboardInterrupt:
+        status = "killed"
+        raise
+    finally:
+        tracking.finish_run(recorded, status)
+
+
+def _run(spec: Spec, name: str, recorded: str, say: Say, on_news: Callable[[News], None]) -> Outcome:
+    prepared = prepare(spec, say)
+    say(f"training {spec.model.type} as run {name}")
+    final = trainer.fit(spec, prepared, name, on_news=_logged(recorded, on_news), say=say)
+    weights = final.tensors.get("best") or final.tensors["model"]
+    folder = settings.home() / "artifacts" / spec.name / name
+    digest = artifact.write(folder, spec, prepared, weights)
+    say("evaluating on the test split")
+    results = _evaluate(folder, digest, prepared, spec)
+    report = results["test"].report
+    lineage = _lineage(spec, name, prepared, final)
+    _describe(folder, spec, digest, results, lineage, final.state["history"])
+    tracking.log_files(recorded, folder)
+    metrics = {
+        f"{split}.{metric}": value
+        for split, result in results.items()
+        for metric, value in result.report.metrics.items()
+    }
+    tracking.log_metrics(recorded, final.step, metrics)
+    version = registry.register(spec.name, path=folder, digest=digest, run_id=name, metrics=metrics, lineage=lineage)
+    say(render(report, f"{version.ref}, test split"))
+    missed = evaluation.check(spec.evaluate.require, metrics)
+    endpoint = None if missed else _publish(spec, version, name, say)
+    if missed:
+        say(f"{version.ref} is not published: {'; '.join(missed)}")
+    return Outcome(name, registry.version(version.ref), report, endpoint, missed)
+
+
+def _logged(recorded: str, on_news: Callable[[News], None]) -> Callable[[News], None]:
+    """Keeps every finished epoch in MLflow, then passes the news on."""
+
+    def keep(news: News) -> None:
+        if news.epochs:
+            tracking.log_history(
+                recorded, [(int(e["step"]), {k: v for k, v in e.items() if k != "step"}) for e in news.epochs]
+            )
+        on_news(news)
+
+    return keep
+
+
+def _evaluate(folder: Path, digest: str, prepared: Prepared, spec: Spec) -> dict[str, Evaluated]:
+    """Reports on the validation and test splits, computed on the cluster from the artifact as written."""
+    evaluate = ray.remote(num_cpus=spec.train.workers.cpu)(_evaluate_split)
+    return {split: ray.get(evaluate.remote(folder, digest, prepared, spec, split)) for split in ("validation", "test")}
+
+
+def _evaluate_split(folder: Path, digest: str, prepared: Prepared, spec: Spec, split: Any) -> Evaluated:
+    torch.set_num_threads(spec.train.workers.cpu)
+    model = artifact.load(folder, digest)
+    reader = prepared.reader(split)
+    outputs, targets = validation.outputs(model.module, reader, worker=0, workers=1, device=torch.device("cpu"))
+    if not prepared.target.is_category:
+        outputs = outputs.reshape(-1)
+    outputs, targets = prepared.target.unscaled(outputs), prepared.target.unscaled(targets)
+    report = evaluation.report(spec.task, outputs, targets, classes=prepared.target.classes)
+    return Evaluated(report, outputs, targets)
+
+
+def _describe(
+    folder: Path,
+    spec: Spec,
+    digest: str,
+    results: Mapping[str, Evaluated],
+    lineage: Mapping[str, Any],
+    history: list[Any],
+) -> None:
+    """Card, lineage, report and pictures, beside the artifact."""
+    test = results["test"]
+    (folder / "README.md").write_text(card(spec, digest, test.report, lineage))
+    (folder / "lineage.json").write_text(json.dumps(lineage, indent=1))
+    (folder / "report.json").write_text(json.dumps(test.report.to_json(), indent=1))
+    pictures.learning_curve(history, folder / "learning_curve.png")
+    if test.report.confusion is not None:
+        pictures.confusion_matrix(test.report, folder / "confusion_matrix.png")
+    else:
+        pictures.predicted_against_true(test.outputs, test.targets, folder / "predicted_against_true.png")
+
+
+def _lineage(spec: Spec, name: str, prepared: Prepared, final: Checkpoint) -> dict[str, Any]:
+    """From which run, spec, data, code and packages a version comes."""
+    return {
+        "run": name,
+        "spec": spec.model_dump(mode="json"),
+        "fingerprint": prepared.fingerprint,
+        "rows": {split: prepared.num_rows(split) for split in ("train", "validation", "test")},
+        "dropped": prepared.manifest["source"]["dropped"],
+        "steps": final.step,
+        "epochs": len(final.state["history"]),
+        "code": _code_revision(),
+        "packages": {package: metadata.version(package) for package in ("ray", "torch", "numpy", "pyarrow")},
+    }
+
+
+def _code_revision() -> str:
+    """The git revision of the working directory, or the installed release where there is none."""
+    git = shutil.which("git")
+    if git:
+        found = subprocess.run([git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            return f"git {found.stdout.strip()}"
+    try:
+        return f"tidegate {metadata.version('tidegate')}"
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _publish(spec: Spec, version: Version, name: str, say: Say) -> EndpointStatus | None:
+    if spec.publish.alias:
+        registry.set_alias(spec.name, spec.publish.alias, version.number, who=user(), why=f"published by run {name}")
+        say(f"{spec.name}@{spec.publish.alias} is now {version.ref}")
+    if spec.publish.endpoint is None:
+        return None
+    if isinstance(spec.publish.endpoint, str):
+        raise TrainingError("publish.endpoint is still a path", remedy="load the spec with tidegate.load_spec")
+    say(f"deploying endpoint {spec.publish.endpoint.name}")
+    status = serving.deploy(spec.publish.endpoint, on_wait=say)
+    say(f"{status.url} serves {version.name}@{status.version}")
+    return status
+
+
+def user() -> str:
+    """Who moves aliases from this process."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def _text(spec: Spec) -> str:
+    return yaml.safe_dump(spec.model_dump(mode="json", exclude_unset=True), sort_keys=False)
