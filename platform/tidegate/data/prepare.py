@@ -38,10 +38,10 @@ from tidegate.data.prepared import (
 from tidegate.data.random import Rows
 from tidegate.data.splits import assign
 from tidegate.errors import DataError
-from tidegate.spec.data import CategoryInput, Data, ImageInput, InvalidRows, NumberInput, TextInput
+from tidegate.spec.data import Data, InvalidRows
 from tidegate.spec.run import Spec
 from tidegate.transforms.base import Array, State, fits
-from tidegate.transforms.columns import Columns, canonical
+from tidegate.transforms.columns import Columns, canonical, row_bytes
 from tidegate.transforms.target import TargetColumn, TargetTransform
 
 FILE_BYTES = 32 * 2**20
@@ -103,7 +103,7 @@ def _make(spec: Spec, files: list[sources.SourceFile], mark: str, work: Path, sa
     checked = _checked(spec.data, files)
     order, dropped = _usable(spec.data, checked, say)
     parts = assign(spec.data.split, spec.seed, strata=order.get(STRATUM), named=order.get(NAMED), count=len(order[ROW]))
-    rows_per_file = max(1, FILE_BYTES // _row_bytes(spec.data))
+    rows_per_file = max(1, FILE_BYTES // row_bytes(spec.data))
     staged = _stage(spec.data, checked, [order[ROW][part] for part in parts], rows_per_file, work)
     states, target = _fit(spec.data, staged)
     written = _finish(states, spec.data.target.column, target, staged, work)
@@ -184,17 +184,6 @@ def _judge(rule: InvalidRows, rows: Rows, found: Array, say: Say) -> None:
             remedy="correct the data, or raise the fraction",
         )
     say(f"dropped {summary}")
-
-
-def _row_bytes(data: Data) -> int:
-    """Bytes of a prepared row. Follows from the spec alone, so that files are cut alike everywhere."""
-    sizes = {
-        NumberInput: lambda spec: 4 * spec.length,
-        CategoryInput: lambda spec: 4,
-        TextInput: lambda spec: 4 * spec.max_length + 4,
-        ImageInput: lambda spec: 4 * spec.size[0] * spec.size[1] * spec.channels,
-    }
-    return 16 + sum(sizes[type(spec)](spec) for spec in data.inputs.values())
 
 
 def _stage(

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is. `step` counts finished steps; `loss` is the last batch's; the speed so far gives `seconds_left`."""
+    """Where a run is. `step` counts finished steps; `loss` is the last batch's; `seconds_left` is a guess."""
 
     step: int = 0
     total_steps: int = 0

@@ -43,7 +43,7 @@ class OrderedSum:
         return subtrees(shards.start, shards.stop, (0, self.shards))
 
     def __call__(self, vector: Callable[[int], Tensor]) -> Tensor:
-        """The sum `[size]`. `vector(shard)` is called for each of this worker's shards in order; it may reuse memory."""
+        """The sum `[size]`. `vector(shard)` is called for this worker's shards in order; it may reuse memory."""
         for row, span in enumerate(self.owned[self.worker]):
             self.mine[row].copy_(_tree_sum(vector, span))
         if self.workers > 1:

@@ -34,6 +34,9 @@ class Feature:
 class Canonical(Protocol):
     """Reads a source column. Made from the spec alone."""
 
+    row_bytes: int
+    """Bytes of the model's arrays for one row."""
+
     def read(self, column: pa.Array) -> tuple[pa.Array, Array]:
         """Canonical values as an Arrow array, and an object array `[rows]` of problems (None where there is none)."""
 

@@ -20,6 +20,7 @@ class CategoryColumn:
 
     def __init__(self, spec: CategoryInput) -> None:
         self.spec = spec
+        self.row_bytes = 4
 
     def read(self, column: pa.Array) -> tuple[pa.Array, Array]:
         return to_labels(column)

@@ -24,6 +24,7 @@ class ImageColumn:
     def __init__(self, spec: ImageInput) -> None:
         self.spec = spec
         self.shape = (spec.size[0], spec.size[1], spec.channels)
+        self.row_bytes = 4 * int(np.prod(self.shape))
 
     def read(self, column: pa.Array) -> tuple[pa.Array, Array]:
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):

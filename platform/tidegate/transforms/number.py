@@ -19,6 +19,7 @@ class NumberColumn:
 
     def __init__(self, spec: NumberInput) -> None:
         self.spec = spec
+        self.row_bytes = 4 * spec.length
 
     def read(self, column: pa.Array) -> tuple[pa.Array, Array]:
         values, found = to_numbers(column, self.spec.length)

@@ -22,6 +22,7 @@ class TextColumn:
 
     def __init__(self, spec: TextInput) -> None:
         self.spec = spec
+        self.row_bytes = 4 * spec.max_length + 4
 
     def read(self, column: pa.Array) -> tuple[pa.Array, Array]:
         found, values = problems(len(column)), [""] * len(column)
