@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tidegate import cluster, lifecycle, registry, tracking
+from tidegate import connection, lifecycle, registry, tracking
 from tidegate.client import Client
 from tidegate.console import Console
 from tidegate.lifecycle import Outcome
@@ -90,7 +90,7 @@ class Deployed:
 
 def connect(address: str | None = None) -> None:
     """Make this process a driver: of `address`, of RAY_ADDRESS, or of the cluster that `tidegate up` started."""
-    cluster.connect(address)
+    connection.connect(address)
 
 
 def load_spec(path: str | Path) -> Spec:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 import socket
@@ -24,7 +23,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from tidegate import cluster_environment, settings
+from tidegate import cluster_processes, settings
 from tidegate.cluster_environment import (
     HOST,
     LOOPBACK_FLAG,
@@ -38,7 +37,6 @@ from tidegate.cluster_environment import (
     write_haproxy_wrapper,
 )
 from tidegate.errors import ClusterError
-from tidegate.ray_internals_cluster import keep_loopback_addresses, reread_settings
 
 NAMESPACE = "tidegate"
 _START_S = 60.0
@@ -91,7 +89,7 @@ def down() -> bool:
         record = _read_record()
         if record is None:
             return False
-        was_up = _leads(record) or bool(cluster_environment.members(record.pid, record.temp_dir))
+        was_up = _leads(record) or bool(cluster_processes.members(record.pid, record.temp_dir))
         _remove(record)
         return was_up
 
@@ -131,7 +129,8 @@ def _spawn(cpus: int, gpus: int | None, serve_port: int, auth: str) -> LocalClus
     folder, ports = make_folder(), pick_ports((serve_port,))
     write_haproxy_wrapper(folder, binary, ports)
     command = start_command(folder, ports, cpus, gpus)
-    pid = _launch(command, process_environment(folder, ports, auth), _log_path())
+    variables = process_environment(folder, ports, auth) | {settings.SERVE_PORT.name: str(serve_port)}
+    pid = _launch(command, variables, _log_path())
     record = _record(folder, ports, serve_port, auth, pid)
     _write_record(record)
     return record
@@ -163,7 +162,7 @@ def _record(folder: Path, ports: Ports, serve_port: int, auth: str, pid: int) ->
 def _wait_until_ready(record: LocalCluster) -> LocalCluster:
     deadline = time.monotonic() + _START_S
     while not _answers(record):
-        cluster_environment.reap(record.pid)
+        cluster_processes.reap(record.pid)
         if not _leads(record):
             raise _start_error("Ray ended while it was starting")
         if time.monotonic() > deadline:
@@ -182,13 +181,13 @@ def _start_error(happened: str) -> ClusterError:
 
 def _answers(record: LocalCluster) -> bool:
     raylets = ray_folder(Path(record.temp_dir)).glob("session_latest/sockets/raylet*")
-    if not any(raylets) or not _listens(record.address):
+    if not any(raylets) or not listens(record.address):
         return False
     # The dashboard answers a request without a token with 401 exactly when it asks for tokens.
     return _dashboard_status(record.dashboard_url) == (401 if record.auth == "token" else 200)
 
 
-def _listens(address: str) -> bool:
+def listens(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
@@ -235,11 +234,11 @@ def _haproxy_binary() -> str:
 
 def _leads(record: LocalCluster) -> bool:
     # The mark holds a random name, so a later process with the same number is never taken for ours.
-    return cluster_environment.find(record.pid) is not None and cluster_environment.belongs(record.pid, record.temp_dir)
+    return cluster_processes.find(record.pid) is not None and cluster_processes.belongs(record.pid, record.temp_dir)
 
 
 def _remove(record: LocalCluster) -> None:
-    cluster_environment.stop(record.pid, record.temp_dir)
+    cluster_processes.stop(record.pid, record.temp_dir)
     shutil.rmtree(record.temp_dir, ignore_errors=True)
     _record_path().unlink(missing_ok=True)
 
@@ -277,116 +276,3 @@ def _write_record(record: LocalCluster) -> None:
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(asdict(record), file, indent=1)
     new.replace(_record_path())
-
-
-@dataclass(frozen=True)
-class ClusterStatus:
-    """The connected cluster: living nodes, resources by name (CPU in cores, memory in bytes), whether Serve runs."""
-
-    address: str
-    nodes: int
-    total: dict[str, float]
-    available: dict[str, float]
-    serving: bool
-    dashboard_url: str | None
-    serve_url: str | None
-
-
-def connect(address: str | None = None) -> None:
-    """Make this process a driver of the cluster at `address` (host:port), else RAY_ADDRESS, else the local one.
-
-    Inside a Ray job it joins the job's cluster. Returns at once when connected already. Raises ClusterError when there
-    is no cluster, it does not answer or it refuses this process.
-    """
-    if _connected():
-        return
-    local = current()
-    address = address or os.environ.get("RAY_ADDRESS") or (local.address if local else None)
-    if not address:
-        raise ClusterError("no cluster is running", remedy="start one with `tidegate up` or set RAY_ADDRESS")
-    _check_address(address)
-    if local is not None and address == local.address:
-        os.environ.setdefault("RAY_AUTH_MODE", local.auth)
-        reread_settings()
-        keep_loopback_addresses()
-    _join(address)
-    quiet()
-
-
-def _connected() -> bool:
-    # Not imported means not connected; importing Ray takes a second.
-    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
-
-
-def _check_address(address: str) -> None:
-    """Refuse what Ray would only find out after a long wait."""
-    if address == "auto" or address.startswith("ray://"):
-        return
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdigit():
-        raise ClusterError(f"cluster address {address!r}", expected="host:port", remedy="set RAY_ADDRESS to one")
-    if not _listens(address):
-        raise ClusterError(
-            f"no cluster answers at {address}", remedy="start one with `tidegate up` or correct RAY_ADDRESS"
-        )
-
-
-def _join(address: str) -> None:
-    import ray
-
-    shown = settings.RAY_LOGS.flag()
-    try:
-        ray.init(
-            address=address,
-            namespace=NAMESPACE,
-            log_to_driver=shown,
-            configure_logging=True,
-            logging_level=logging.INFO if shown else logging.ERROR,
-        )
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ClusterError(
-            f"the cluster at {address} refused this process: {first}",
-            remedy="check RAY_AUTH_MODE and the token, and that both sides run the same Ray and Python",
-        ) from error
-
-
-def quiet() -> None:
-    """Silence the libraries of Ray in this process unless TIDEGATE_RAY_LOGS asks for them.
-
-    Call it again after importing ray.data or ray.serve: they set up their loggers when imported.
-    """
-    if settings.RAY_LOGS.flag():
-        return
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve"):
-        logger = logging.getLogger(name)
-        for handler in logger.handlers:
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-                handler.setLevel(logging.ERROR)
-        if name != "ray.data":
-            logger.setLevel(logging.ERROR)
-    if "ray.data" in sys.modules:
-        context = sys.modules["ray.data"].DataContext.get_current()
-        context.enable_progress_bars = False
-
-
-def status() -> ClusterStatus:
-    """What the connected cluster has and has free. Raises ClusterError when this process is not connected."""
-    if not _connected():
-        raise ClusterError("not connected to a cluster", remedy="call tidegate.connect() first")
-    import ray
-    from ray.util import list_named_actors
-
-    address = str(ray.get_runtime_context().gcs_address)
-    local = current()
-    ours = local if local is not None and local.address == address else None
-    return ClusterStatus(
-        address=address,
-        nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
-        total=dict(ray.cluster_resources()),
-        available=dict(ray.available_resources()),
-        serving={"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"} in list_named_actors(all_namespaces=True),
-        dashboard_url=ours.dashboard_url if ours else None,
-        serve_url=ours.serve_url if ours else None,
-    )

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidegate import tracking
+from tidegate import store, tracking
 from tidegate.errors import NotFoundError, SpecError
 
 if TYPE_CHECKING:
@@ -79,12 +79,12 @@ def register(
         LINEAGE_TAG: json.dumps(dict(lineage), sort_keys=True),
     }
     recorded = tracking.find_run(run_id)
-    with tracking.exclusive():
+    with store.exclusive():
         for known in versions(name):
             if (known.digest, known.run_id) == (digest, run_id):
                 return known
-        tracking.attempt(lambda client: _ensure_model(client, name))
-        made = tracking.attempt(
+        store.attempt(lambda client: _ensure_model(client, name))
+        made = store.attempt(
             lambda client: client.create_model_version(
                 name, str(path), run_id=recorded.run_id if recorded else None, tags=tags
             )
@@ -110,11 +110,11 @@ def version(ref: str) -> Version:
 def versions(name: str | None = None) -> list[Version]:
     """The versions of `name`, or of all models, newest first; empty when there are none."""
     if name is None:
-        found = tracking.attempt(lambda client: _search(client, None))
+        found = store.attempt(lambda client: _search(client, None))
         return sorted(found, key=lambda version: (version.created, version.number), reverse=True)
     if not _NAME.fullmatch(name):
         return []
-    found = tracking.attempt(lambda client: _search(client, f"name='{name}'"))
+    found = store.attempt(lambda client: _search(client, f"name='{name}'"))
     return sorted(found, key=lambda version: version.number, reverse=True)
 
 
@@ -124,14 +124,14 @@ def set_alias(name: str, alias: str, number: int, *, who: str, why: str) -> Vers
     Raises NotFoundError for a version that does not exist and SpecError for an alias that could be taken for one.
     """
     _check_alias(alias)
-    with tracking.exclusive():
+    with store.exclusive():
         chosen = version(f"{name}@{number}")
         if alias in chosen.aliases:
             return chosen
         previous = next((other.number for other in versions(name) if alias in other.aliases), None)
         move = AliasMove(alias, number, previous, who, why, datetime.now(UTC).isoformat(timespec="milliseconds"))
         _record(name, move)
-        tracking.attempt(lambda client: client.set_registered_model_alias(name, alias, str(number)))
+        store.attempt(lambda client: client.set_registered_model_alias(name, alias, str(number)))
         return version(chosen.ref)
 
 
@@ -141,7 +141,7 @@ def alias_history(name: str, alias: str) -> list[AliasMove]:
     Raises NotFoundError when there is no model of that name.
     """
     _known(name)
-    kept = tracking.attempt(lambda client: dict(client.get_registered_model(name).tags))
+    kept = store.attempt(lambda client: dict(client.get_registered_model(name).tags))
     keys = sorted((key for key in kept if key.startswith(f"{ALIAS_TAG}.{alias}.")), reverse=True)
     return [AliasMove(**json.loads(kept[key])) for key in keys]
 
@@ -149,7 +149,7 @@ def alias_history(name: str, alias: str) -> list[AliasMove]:
 def lineage(of: Version | str) -> dict[str, Any]:
     """What `register` was told the version was made from. Takes a version or a reference to one."""
     chosen = version(of) if isinstance(of, str) else of
-    found = tracking.attempt(lambda client: client.get_model_version(chosen.name, str(chosen.number)))
+    found = store.attempt(lambda client: client.get_model_version(chosen.name, str(chosen.number)))
     kept: dict[str, Any] = json.loads(found.tags[LINEAGE_TAG])
     return kept
 
@@ -184,7 +184,7 @@ def _record(name: str, move: AliasMove) -> None:
     # The random end keeps both records when two machines, which share no file lock, move an alias at once.
     key = f"{ALIAS_TAG}.{move.alias}.{count + 1:06d}-{secrets.token_hex(3)}"
     text = json.dumps(asdict(move), sort_keys=True)
-    tracking.attempt(lambda client: client.set_registered_model_tag(name, key, text))
+    store.attempt(lambda client: client.set_registered_model_tag(name, key, text))
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:
@@ -199,9 +199,9 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
 
 def _search(client: MlflowClient, where: str | None) -> list[Version]:
     """MLflow's search for versions leaves aliases out; those of the models have them."""
-    models = tracking.pages(client.search_registered_models, filter_string=where)
+    models = store.pages(client.search_registered_models, filter_string=where)
     aliases = {model.name: model.aliases for model in models}
-    found = tracking.pages(client.search_model_versions, filter_string=where)
+    found = store.pages(client.search_model_versions, filter_string=where)
     # A version without a digest was registered by other means; it cannot be verified, so it is not ours to serve.
     return [_version(one, aliases.get(one.name, {})) for one in found if DIGEST_TAG in one.tags]
 

@@ -35,8 +35,9 @@ TRACEBACK = Setting("TIDEGATE_TRACEBACK", "0", "1 shows the Python traceback of 
 RAY_LOGS = Setting("TIDEGATE_RAY_LOGS", "0", "1 lets Ray's own log lines through")
 LEDGER = Setting("TIDEGATE_LEDGER", "", "a directory: workers record every row they train on there (for audits)")
 TRACKING_URI = Setting("MLFLOW_TRACKING_URI", "", "an MLflow server to use instead of the SQLite file under home")
+SERVE_PORT = Setting("TIDEGATE_SERVE_PORT", "8000", "the port of 127.0.0.1 where endpoints answer")
 
-ALL = (HOME, TRACEBACK, RAY_LOGS, LEDGER, TRACKING_URI)
+ALL = (HOME, TRACEBACK, RAY_LOGS, LEDGER, TRACKING_URI, SERVE_PORT)
 
 
 def home() -> Path:

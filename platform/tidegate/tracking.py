@@ -1,7 +1,6 @@
-"""Runs, their metrics and their files, kept in MLflow. `attempt` is the one way in to MLflow's store.
+"""Runs, their metrics and their files, kept in MLflow.
 
-The store is a SQLite file under the home directory unless MLFLOW_TRACKING_URI names another. MLflow takes a second to
-import, so it is imported inside functions. A run is known by its name, such as "digits-7f3a", and by MLflow's own id
+A run is known by its name, such as "digits-7f3a", and by MLflow's own id
 of 32 hex digits; every function takes either.
 """
 
@@ -9,24 +8,18 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
-import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import yaml
-from filelock import FileLock, Timeout
 
-from tidegate import settings
-from tidegate.errors import ConflictError, NotFoundError, SpecError, UnavailableError
+from tidegate import store
+from tidegate.errors import ConflictError, NotFoundError, SpecError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,12 +29,8 @@ T = TypeVar("T")
 
 EXPERIMENT = "tidegate"
 RUN_TAG = "tidegate.run"
-PATIENCE_S = 10.0
-"""How long a busy store is tried again. MLflow itself waits up to 20 s on a locked file, so a call may take 30 s."""
-LOCK_S = 60.0
 BATCH = 100
 """Parameters or tags MLflow takes at once; it takes ten times as many metrics."""
-PAGE = 1000
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
@@ -79,13 +68,13 @@ def start_run(name: str, *, spec: str, tags: Mapping[str, str]) -> str:
     """
     if not _RUN_NAME.fullmatch(name):
         raise SpecError(f"run name {name!r}", expected="letters, digits, '.', '_' and '-', at most 127")
-    with exclusive():
+    with store.exclusive():
         if find_run(name) is not None:
             raise ConflictError(f"run {name} exists", remedy="give the new run another name")
-        run_id = attempt(lambda client: _create_run(client, name, tags))
+        run_id = store.attempt(lambda client: _create_run(client, name, tags))
     for batch in _batches(_parameters(spec), BATCH):
-        attempt(lambda client, batch=batch: client.log_batch(run_id, params=batch))  # type: ignore[misc]
-    attempt(lambda client: client.log_text(run_id, spec, "spec.yaml"))
+        store.attempt(lambda client, batch=batch: client.log_batch(run_id, params=batch))  # type: ignore[misc]
+    store.attempt(lambda client: client.log_text(run_id, spec, "spec.yaml"))
     return run_id
 
 
@@ -96,13 +85,13 @@ def log_metrics(run_id: str, step: int, metrics: Mapping[str, float]) -> None:
 
 def log_history(run_id: str, history: Sequence[tuple[int, Mapping[str, float]]]) -> None:
     """Add many points, `(step, metrics)` each, in as few transactions as MLflow allows."""
-    _load_mlflow()
+    store.load_mlflow()
     from mlflow.entities import Metric
 
     target, now = _mlflow_id(run_id), int(time.time() * 1000)
     points = [Metric(_key(key), float(value), now, step) for step, values in history for key, value in values.items()]
     for batch in _batches(points, BATCH * 10):
-        attempt(lambda client, batch=batch: client.log_batch(target, metrics=batch))  # type: ignore[misc]
+        store.attempt(lambda client, batch=batch: client.log_batch(target, metrics=batch))  # type: ignore[misc]
 
 
 def log_files(run_id: str, folder: Path) -> None:
@@ -110,7 +99,7 @@ def log_files(run_id: str, folder: Path) -> None:
     if not folder.is_dir():
         raise NotFoundError(f"no folder {folder}")
     target = _mlflow_id(run_id)
-    attempt(lambda client: client.log_artifacts(target, str(folder)))
+    store.attempt(lambda client: client.log_artifacts(target, str(folder)))
 
 
 def finish_run(run_id: str, status: str) -> None:
@@ -118,12 +107,12 @@ def finish_run(run_id: str, status: str) -> None:
     if status.lower() not in ("finished", "failed", "killed"):
         raise SpecError(f"run status {status!r}", expected="finished, failed or killed")
     target = _mlflow_id(run_id)
-    attempt(lambda client: client.set_terminated(target, status.upper()))
+    store.attempt(lambda client: client.set_terminated(target, status.upper()))
 
 
 def runs() -> list[RunRecord]:
     """All runs, newest first."""
-    return attempt(lambda client: [_record(run) for run in _search(client, "")])
+    return store.attempt(lambda client: [_record(run) for run in _search(client, "")])
 
 
 def run(name_or_id: str) -> RunRecord:
@@ -143,7 +132,7 @@ def find_run(name_or_id: str) -> RunRecord | None:
         where = f"tags.`{RUN_TAG}` = '{name_or_id}'"
     else:
         return None
-    return attempt(lambda client: next((_record(run) for run in _search(client, where)), None))
+    return store.attempt(lambda client: next((_record(run) for run in _search(client, where)), None))
 
 
 _NO_RUN = "`tidegate runs` lists them"
@@ -159,7 +148,7 @@ def _search(client: MlflowClient, where: str) -> Iterator[Run]:
         return iter(())
     order = ["attributes.start_time DESC"]
     ids = [experiment.experiment_id]
-    return pages(client.search_runs, experiment_ids=ids, filter_string=where, order_by=order)
+    return store.pages(client.search_runs, experiment_ids=ids, filter_string=where, order_by=order)
 
 
 def _record(run: Run) -> RunRecord:
@@ -178,7 +167,7 @@ def _record(run: Run) -> RunRecord:
 
 def _create_run(client: MlflowClient, name: str, tags: Mapping[str, str]) -> str:
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    chosen = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, _runs_folder())
+    chosen = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, store.runs_folder())
     created = client.create_run(chosen, run_name=name, tags={**tags, RUN_TAG: name})
     return str(created.info.run_id)
 
@@ -206,145 +195,3 @@ def _key(text: str) -> str:
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def store_uri() -> str:
-    """Where runs and versions are kept: MLFLOW_TRACKING_URI, or the SQLite file under home."""
-    uri = settings.TRACKING_URI.text()
-    if uri:
-        return uri
-    file = settings.home() / "mlflow.db"
-    if any(mark in str(file) for mark in "%?#"):
-        raise UnavailableError(f"no database can be kept in {file.parent}", expected="a path without %, ? and #")
-    return f"sqlite:///{file}"
-
-
-def attempt(action: Callable[[MlflowClient], T]) -> T:
-    """The result of `action`, tried again for up to `PATIENCE_S` while the store is busy.
-
-    `action` must be safe to repeat after it failed. Raises UnavailableError when the store stays busy or refuses.
-    """
-    _load_mlflow()
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return action(_client())
-        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-            if not _is_busy(error) or time.monotonic() >= deadline:
-                raise _unavailable(error) from error
-        time.sleep(0.1)
-
-
-@contextmanager
-def exclusive() -> Iterator[None]:
-    """Keep every other process of this machine from changing the store meanwhile. Not reentrant."""
-    with _locked(_lock_base().with_suffix(".write.lock")):
-        yield
-
-
-def pages(search: Callable[..., Any], **query: Any) -> Iterator[Any]:
-    """Every result of one of the MLflow client's paginated searches."""
-    token: str | None = None
-    while True:
-        page = search(max_results=PAGE, page_token=token, **query)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _runs_folder() -> str | None:
-    """Where the files of runs go; a server decides that itself, a bare database would use the working directory."""
-    if urlsplit(store_uri()).scheme in ("http", "https"):
-        return None
-    return (settings.home() / "artifacts" / "_runs").as_uri()
-
-
-def _load_mlflow() -> None:
-    # Read by MLflow when it is imported. Without the second one an absent server takes four minutes to notice.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    import mlflow  # noqa: F401
-
-    # It logs a traceback for every busy moment; `attempt` retries those and reports the last one in a sentence.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
-def _client() -> MlflowClient:
-    uri = store_uri()
-    file = _sqlite_file(uri)
-    if file is not None and not _is_created(file):
-        _create(file)
-    return _open(uri)
-
-
-@lru_cache(maxsize=8)
-def _open(uri: str) -> MlflowClient:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    path = uri.removeprefix("sqlite:///").partition("?")[0]
-    return Path(path).absolute() if uri.startswith("sqlite:///") and path not in ("", ":memory:") else None
-
-
-def _is_created(file: Path) -> bool:
-    return file.exists() and file.stat().st_size > 0
-
-
-def _create(file: Path) -> None:
-    """Make the database beside its place and move it there whole: MLflow never recovers from a half-made one."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(file.with_suffix(".create.lock")):
-        if _is_created(file):
-            return
-        draft = file.with_suffix(".new")
-        draft.unlink(missing_ok=True)
-        store = SqlAlchemyStore(f"sqlite:///{draft}", _runs_folder())
-        store.engine.dispose()
-        draft.replace(file)
-
-
-def _lock_base() -> Path:
-    return _sqlite_file(store_uri()) or settings.home() / "mlflow.server"
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = FileLock(path, timeout=LOCK_S)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        waited = f"another process kept {path} for {LOCK_S:g} s"
-        raise UnavailableError(waited, remedy="wait for it or end it, then try again") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _is_busy(error: Exception) -> bool:
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import OperationalError
-
-    if isinstance(error, MlflowException):
-        return bool(error.error_code == "TEMPORARILY_UNAVAILABLE")
-    return isinstance(error, OperationalError)
-
-
-def _unavailable(error: Exception) -> UnavailableError:
-    uri = store_uri()
-    place = _sqlite_file(uri) or f"{urlsplit(uri).scheme}://{urlsplit(uri).hostname or ''}"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    # Neither may show the URI's password.
-    reason = re.sub(r"://[^/@\s]+@", "://", reason)
-    remedy = "see which process holds it, then try again" if _is_busy(error) else ""
-    return UnavailableError(f"the registry at {place} cannot be used: {reason[:300]}", remedy=remedy)

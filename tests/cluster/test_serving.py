@@ -1,4 +1,4 @@
-"""Endpoints on a real local cluster: answers, versions swapped under load, a deployer that dies, a cluster that restarts.
+"""Endpoints on a real local cluster: answers, versions swapped under load, a deployer that dies, a restarted cluster.
 
 Version n of the model answers n to every row.
 """
@@ -19,7 +19,8 @@ import pytest
 import ray
 import torch
 from ray.serve.schema import ServeDeploySchema
-from tidegate import artifact, cluster, ray_internals_serving, registry
+
+from tidegate import artifact, cluster, connection, ray_internals_serving, registry
 from tidegate.data.prepared import Prepared
 from tidegate.errors import ClusterError, NotFoundError
 from tidegate.serving import deploy
@@ -67,7 +68,7 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def start() -> None:
     cluster.up(cpus=4, gpus=0, serve_port=int(os.environ["TIDEGATE_SERVE_PORT"]), auth="disabled")
-    cluster.connect()
+    connection.connect()
     deploy.restore()
 
 

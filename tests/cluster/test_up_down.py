@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tidegate import cluster
+
+from tidegate import cluster, connection
 from tidegate.errors import ClusterError
 
 pytestmark = pytest.mark.cluster
@@ -23,12 +24,12 @@ RAY = str(Path(sys.executable).parent / "ray")
 # Deploys through Serve, then reports what it sees and every listening address of the cluster's processes.
 DRIVER = """
 import json, urllib.request
-from tidegate import cluster
-cluster.connect()
-cluster.connect()
+from tidegate import cluster, connection
+connection.connect()
+connection.connect()
 from ray import serve
 from ray.serve.config import HTTPOptions
-cluster.quiet()
+connection.quiet()
 url = cluster.current().serve_url
 
 @serve.deployment
@@ -36,10 +37,10 @@ class Answer:
     def __call__(self, request):
         return "served"
 
-idle = cluster.status()
+idle = connection.status()
 serve.start(http_options=HTTPOptions(host="127.0.0.1", port=int(url.rpartition(":")[2])))
 serve.run(Answer.bind(), name="answer", route_prefix="/answer")
-status = cluster.status()
+status = connection.status()
 print(json.dumps({
     "body": urllib.request.urlopen(url + "/answer", timeout=10).read().decode(),
     "nodes": status.nodes, "cpus": status.total["CPU"], "address": status.address,
@@ -50,8 +51,8 @@ print(json.dumps({
 # Joins from inside a job. Its descendants leave its session and drop its environment.
 ESCAPING_JOB = """
 import pathlib, subprocess, sys, time
-from tidegate import cluster
-cluster.connect()
+from tidegate import cluster, connection
+connection.connect()
 import ray
 
 @ray.remote
@@ -170,7 +171,7 @@ def test_a_driver_joins_and_serves_on_loopback_only(up: cluster.LocalCluster) ->
 
 def test_a_driver_without_the_token_is_refused_in_one_line(up: cluster.LocalCluster) -> None:
     script = (
-        "import ray\nfrom tidegate import cluster, errors\ntry:\n    cluster.connect()\n"
+        "import ray\nfrom tidegate import connection, errors\ntry:\n    connection.connect()\n"
         "except errors.ClusterError as error:\n    print(error)"
     )
     done = python(script, RAY_AUTH_TOKEN="0" * 64)
@@ -210,7 +211,7 @@ def test_without_authentication_and_after_the_leader_was_killed(home: Path) -> N
     wait_for(lambda: not runs(record.pid))
     assert cluster.current() is None
     with pytest.raises(ClusterError, match="no cluster is running"):
-        cluster.connect()
+        connection.connect()
     cluster.down()
     assert [pid for pid in everything if runs(pid)] == []
     assert not Path(record.temp_dir).exists()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from tidegate.errors import RequestError, UnavailableError
 from tidegate.serving.batching import Batcher, Rows
 

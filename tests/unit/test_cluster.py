@@ -14,7 +14,8 @@ from dataclasses import astuple
 from pathlib import Path
 
 import pytest
-from tidegate import cluster, cluster_environment
+
+from tidegate import cluster, cluster_environment, cluster_processes, connection
 from tidegate.cluster_environment import MARK, NODE_FLAGS, Ports
 from tidegate.errors import ClusterError
 
@@ -133,10 +134,10 @@ def test_stop_ends_marked_processes_and_their_descendants_only(tmp_path: Path) -
     ):
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        found = cluster_environment.members(process.pid, folder)
+        found = cluster_processes.members(process.pid, folder)
         assert len(found) == 2
-        cluster_environment.stop(process.pid, folder)
-        assert not [member for member in found if cluster_environment.find(member.pid)]
+        cluster_processes.stop(process.pid, folder)
+        assert not [member for member in found if cluster_processes.find(member.pid)]
         assert stranger.poll() is None
         stranger.kill()
 
@@ -144,8 +145,8 @@ def test_stop_ends_marked_processes_and_their_descendants_only(tmp_path: Path) -
 def test_stop_spares_the_caller_and_the_session_it_was_called_from(tmp_path: Path) -> None:
     caller = tmp_path / "caller.py"
     caller.write_text(
-        "import os\nfrom tidegate import cluster_environment\n"
-        f"cluster_environment.stop(os.getpid(), {str(tmp_path)!r})\nprint('caller alive', flush=True)\n"
+        "import os\nfrom tidegate import cluster_processes\n"
+        f"cluster_processes.stop(os.getpid(), {str(tmp_path)!r})\nprint('caller alive', flush=True)\n"
     )
     script = f'sleep 60 & {MARK}="{tmp_path}" "{sys.executable}" "{caller}"; kill $! && echo neighbour was alive'
     # In a session of its own, so that a failure cannot reach the session that runs the tests.
@@ -155,7 +156,7 @@ def test_stop_spares_the_caller_and_the_session_it_was_called_from(tmp_path: Pat
 
 def test_a_zombie_counts_as_gone() -> None:
     with subprocess.Popen(["true"]) as process:
-        wait_for(lambda: cluster_environment.find(process.pid) is None)
+        wait_for(lambda: cluster_processes.find(process.pid) is None)
 
 
 def test_the_record_round_trips_and_is_private(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_down_removes_a_stale_record() -> None:
     cluster._write_record(RECORD)
     assert cluster.down() is False
     assert cluster._read_record() is None
-    assert cluster_environment.find(os.getpid()) is not None
+    assert cluster_processes.find(os.getpid()) is not None
 
 
 def test_environment() -> None:
@@ -211,13 +212,13 @@ def test_up_refuses_an_unknown_authentication() -> None:
 
 def test_connect_without_a_cluster() -> None:
     with pytest.raises(ClusterError, match=r"no cluster is running; .*tidegate up"):
-        cluster.connect()
+        connection.connect()
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "nowhere", ":1"])
 def test_connect_wants_host_and_port(address: str) -> None:
     with pytest.raises(ClusterError, match="expected host:port"):
-        cluster.connect(address)
+        connection.connect(address)
 
 
 def test_connect_to_a_silent_port_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,10 +227,10 @@ def test_connect_to_a_silent_port_fails_at_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     begun = time.monotonic()
     with pytest.raises(ClusterError, match=f"no cluster answers at 127.0.0.1:{port}"):
-        cluster.connect()
+        connection.connect()
     assert time.monotonic() - begun < 5
 
 
 def test_status_needs_a_connection() -> None:
     with pytest.raises(ClusterError, match="connect"):
-        cluster.status()
+        connection.status()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+
 from tidegate.cluster_environment import NODE_FLAGS
 
 PATH = Path(__file__).parents[2] / "cluster.yaml"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import tidegate
-from tidegate import registry, tracking
+from tidegate import registry, store, tracking
 from tidegate.errors import ConflictError, NotFoundError, SpecError, UnavailableError
 from tidegate.registry import Version
 
@@ -61,8 +61,8 @@ def add(name: str = "digits", digest: str = "d1", run_id: str = "digits-7f3a") -
 RACER = """
 import sys
 from pathlib import Path
-from tidegate import registry, tracking
-tracking._load_mlflow()
+from tidegate import registry, store, tracking
+store.load_mlflow()
 print("ready", flush=True)
 me = sys.stdin.readline().strip()
 made = registry.register("digits", path=Path("/x"), digest=me, run_id=me, metrics={}, lineage={})
@@ -192,8 +192,8 @@ def test_a_missing_model_offers_those_alike(home: Path) -> None:
 
 def test_versions_registered_by_other_means_are_not_ours(home: Path) -> None:
     add()
-    tracking.attempt(lambda client: client.create_model_version("digits", "/elsewhere"))
-    tracking.attempt(lambda client: client.create_registered_model("Theirs"))
+    store.attempt(lambda client: client.create_model_version("digits", "/elsewhere"))
+    store.attempt(lambda client: client.create_registered_model("Theirs"))
     assert [version.ref for version in registry.versions()] == ["digits@1"]
 
 
@@ -264,7 +264,7 @@ def test_a_locked_database_ends_in_one_sentence(
 ) -> None:
     file = home / "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}?timeout=0.2")
-    monkeypatch.setattr(tracking, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(store, "PATIENCE_S", 1.0)
     with contextlib.closing(sqlite3.connect(file)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
         began = time.monotonic()
@@ -283,7 +283,7 @@ def test_a_busy_moment_is_waited_out(home: Path, monkeypatch: pytest.MonkeyPatch
     refused = 0
     with contextlib.closing(sqlite3.connect(file)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
-        busy = tracking._is_busy
+        busy = store._is_busy
 
         def release(error: Exception) -> bool:
             nonlocal refused
@@ -291,14 +291,14 @@ def test_a_busy_moment_is_waited_out(home: Path, monkeypatch: pytest.MonkeyPatch
             holder.rollback()
             return busy(error)
 
-        monkeypatch.setattr(tracking, "_is_busy", release)
+        monkeypatch.setattr(store, "_is_busy", release)
         assert registry.versions() == []
     assert refused == 1
 
 
 def test_the_file_lock_is_not_waited_for_without_end(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "LOCK_S", 0.2)
-    with tracking.exclusive(), pytest.raises(UnavailableError, match=r"another process kept .* for 0.2 s"):
+    monkeypatch.setattr(store, "LOCK_S", 0.2)
+    with store.exclusive(), pytest.raises(UnavailableError, match=r"another process kept .* for 0.2 s"):
         add()
 
 
@@ -336,7 +336,7 @@ def test_a_run_from_start_to_end(home: Path, tmp_path: Path) -> None:
 def test_a_long_history_keeps_every_point(home: Path) -> None:
     run_id = tracking.start_run("long", spec="{}", tags={})
     tracking.log_history(run_id, [(step, {"loss": 1 / step, "rate": 0.1}) for step in range(1, 1202)])
-    points = tracking.attempt(lambda client: client.get_metric_history(run_id, "loss"))
+    points = store.attempt(lambda client: client.get_metric_history(run_id, "loss"))
     assert [(point.step, point.value) for point in points] == [(step, 1 / step) for step in range(1, 1202)]
 
 
@@ -356,7 +356,7 @@ def test_a_version_is_tied_to_its_run_in_mlflow(home: Path) -> None:
     run_id = tracking.start_run("digits-7f3a", spec="{}", tags={})
     made = add(run_id="digits-7f3a")
     assert made.run_id == "digits-7f3a"
-    assert tracking.attempt(lambda client: client.get_model_version("digits", "1")).run_id == run_id
+    assert store.attempt(lambda client: client.get_model_version("digits", "1")).run_id == run_id
 
 
 @pytest.mark.parametrize("name", ["", "a b", "it's", "-a"])

@@ -20,13 +20,14 @@ import click
 )
 def up(cpus: int | None, gpus: int | None, port: int, auth: str) -> None:
     """Start a cluster on this machine, and the endpoints it had."""
-    from tidegate import cluster
-    from tidegate.serving import deploy
+    from tidegate import cluster, connection
 
     if cluster.current() is None:
         click.echo("starting Ray ...")
     local = cluster.up(cpus=cpus, gpus=gpus, serve_port=port, auth=auth)
-    cluster.connect()
+    connection.connect()
+    from tidegate.serving import deploy
+
     deploy.restore()
     click.echo(f"Ray           {local.address} (authentication: {local.auth})")
     click.echo(f"dashboard     {local.dashboard_url}")
@@ -45,10 +46,10 @@ def down() -> None:
 @click.command()
 def status() -> None:
     """The cluster: where it is, what it has and what is free."""
-    from tidegate import cluster
+    from tidegate import connection
 
-    cluster.connect()
-    now = cluster.status()
+    connection.connect()
+    now = connection.status()
     click.echo(f"Ray           {now.address}, {now.nodes} {'node' if now.nodes == 1 else 'nodes'}")
     click.echo(f"dashboard     {now.dashboard_url or 'none'}")
     for name in ("CPU", "GPU"):

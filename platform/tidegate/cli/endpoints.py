@@ -15,10 +15,10 @@ def deploy(spec: Path) -> None:
     from tidegate.spec.endpoint import Endpoint
 
     endpoint = document.read(Endpoint, spec)
-    from tidegate import cluster
+    from tidegate import connection
     from tidegate.serving import deploy as serving
 
-    cluster.connect()
+    connection.connect()
     status = serving.deploy(endpoint, on_wait=click.echo)
     click.echo(f"{status.url}  serves version {status.version} of {endpoint.model}")
 

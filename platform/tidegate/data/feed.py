@@ -82,9 +82,9 @@ class UnitReader:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         unit = int(block.column("id")[0].as_py())
-        steps, shard, worker = self.units.address(unit)
+        steps, shard, _ = self.units.address(unit)
         payload = self._payload(steps, shard) if shard != NO_SHARD else b""
-        return pa.table({"unit": [unit], "shard": [shard], "worker": [worker], "rows": _one_binary(payload)})
+        return pa.table({"unit": [unit], "step": [steps.start], "shard": [shard], "rows": _one_binary(payload)})
 
     def _payload(self, steps: range, shard: int) -> pa.Buffer:
         rows = [self.units.plan.shard_rows(step, shard) for step in steps]
@@ -179,16 +179,20 @@ class Feed:
         planned = self._arrived * self.units.workers + self.worker
         steps, shard, _ = self.units.address(planned)
         table = next(self._blocks, None)
-        found = -1 if table is None else int(table.column("unit")[0].as_py())
-        if table is None or found != planned:
+        # The step too: units are numbered from where the run goes on, and both sides look that up by themselves.
+        found = None if table is None else tuple(table.column(key)[0].as_py() for key in ("unit", "step", "shard"))
+        if table is None or found != (planned, steps.start, shard):
             raise FeedError(
-                f"worker {self.worker} of {self.units.workers} was given "
-                f"{'nothing' if table is None else f'unit {found}'} where unit {planned} "
-                f"(steps {steps.start} to {steps.stop - 1}, shard {shard}) belongs",
+                f"worker {self.worker} of {self.units.workers} was given {_named(found)} where "
+                f"{_named((planned, steps.start, shard))} belongs",
                 remedy="this is a fault of Tidegate or of this release of Ray: please report it",
             )
         self._arrived += 1
         return shard, {} if shard == NO_SHARD else _unpacked(table.column("rows"))
+
+
+def _named(unit: tuple[int, int, int] | None) -> str:
+    return "nothing" if unit is None else f"unit {unit[0]} (from step {unit[1]} on, shard {unit[2]})"
 
 
 def _unpacked(column: pa.ChunkedArray) -> dict[str, Array]:

@@ -13,7 +13,6 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from tidegate import ray_internals_serving, settings
 from tidegate.errors import ClusterError, ConflictError, NotFoundError, TidegateError
 from tidegate.serving.deployer import Deployer, Progress, base_url
-from tidegate.serving.settings import SERVE_PORT
 from tidegate.serving.status import EndpointStatus
 from tidegate.spec.endpoint import Endpoint
 
@@ -147,7 +146,7 @@ def _deployer() -> Any:
 
 def _environment() -> dict[str, str]:
     """Where things are kept, which the deployer must know as this driver does. Replicas are given paths."""
-    names = (settings.TRACKING_URI.name, SERVE_PORT.name)
+    names = (settings.TRACKING_URI.name, settings.SERVE_PORT.name)
     return {settings.HOME.name: str(settings.home())} | {
         name: os.environ[name] for name in names if os.environ.get(name)
     }

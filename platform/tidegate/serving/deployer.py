@@ -27,10 +27,10 @@ from tidegate.serving.applications import (
     root_application,
 )
 from tidegate.serving.desired import LOGGER, Failure, Record
-from tidegate.serving.settings import HOST, SERVE_PORT
 from tidegate.serving.status import EndpointStatus, answers_ready, failure_of, serves, summary, view
 from tidegate.spec.endpoint import Endpoint
 
+HOST = "127.0.0.1"
 _IDLE_S = 2.0
 _BUSY_S = 0.2
 _STATS_TIMEOUT_S = 2.0
@@ -115,7 +115,7 @@ class Deployer:
 
     def _reconcile(self) -> None:
         if not ray_internals_serving.serve_is_running():
-            serve.start(http_options={"host": HOST, "port": int(SERVE_PORT.text())})
+            serve.start(http_options={"host": HOST, "port": int(settings.SERVE_PORT.text())})
         for record in self._all():
             self._follow(record)
         self._details = ray_internals_serving.serve_details()
@@ -212,7 +212,7 @@ class Deployer:
 
 def base_url(details: Mapping[str, Any]) -> str:
     """Where this cluster's Serve answers; what it will be when Serve has not started."""
-    options = details.get("http_options") or {"host": HOST, "port": int(SERVE_PORT.text())}
+    options = details.get("http_options") or {"host": HOST, "port": int(settings.SERVE_PORT.text())}
     return f"http://{_reachable(options['host'])}:{options['port']}"
 
 

@@ -20,6 +20,9 @@ class Job:
     run_folder: Path
     monitor: Any
     """Handle of the run's Monitor actor."""
+    checkpoint_every_s: float
+    ledger: str = ""
+    """Directory of the ledger; empty for none."""
 
     @property
     def name(self) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import ray
 import ray.train
 import torch
 
 from tidegate import evaluation
 from tidegate.data.feed import Feed, steps_per_unit
 from tidegate.data.prepared import Prepared
-from tidegate.errors import FeedError
+from tidegate.errors import FeedError, TrainingError
 from tidegate.metrics import CLASSIFICATION, REGRESSION
 from tidegate.training import checkpoint as checkpoints
 from tidegate.training import validation
@@ -20,14 +21,19 @@ from tidegate.training.learner import Learner
 from tidegate.training.ledger import Ledger
 from tidegate.training.progress import Progress
 
-CHECKPOINT_EVERY_S = 60.0
 PROGRESS_EVERY_S = 0.5
 KEEP_CHECKPOINTS = 2
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """Entry point of every worker process. `config["job"]` is the Job."""
-    Worker(config["job"]).run()
+    worker = Worker(config["job"])
+    try:
+        worker.run()
+    except TrainingError as error:
+        # Every worker meets it at the same step, and would again after a restart: the run ends here, the driver raises.
+        if worker.rank == 0:
+            ray.get(worker.job.monitor.tell_failure.remote(error))
 
 
 class Worker:
@@ -39,13 +45,13 @@ class Worker:
         torch.set_num_threads(job.spec.train.workers.cpu)
         self.prepared = job.prepared()
         self.plan = plan_of(job.spec, self.prepared)
-        ledger = Ledger(job.name, self.rank)
+        ledger = Ledger(job.ledger, job.name, self.rank)
         self.learner = Learner(
             job.spec, self.prepared, self.plan, worker=self.rank, workers=self.workers, ledger=ledger
         )
         self.reader = self.prepared.reader("validation")
         self._saved_at = self._told_at = time.monotonic()
-        self._started_at = time.monotonic()
+        self._started_at = 0.0
         self._epoch_loss: list[tuple[float, int]] = []
         self._rows = self._rows_told = 0
 
@@ -78,7 +84,7 @@ class Worker:
 
     def _one_step(self, batch: Any) -> bool:
         """Train on one batch; whether training is over."""
-        due = self.rank == 0 and time.monotonic() - self._saved_at > CHECKPOINT_EVERY_S
+        due = self.rank == 0 and time.monotonic() - self._saved_at > self.job.checkpoint_every_s
         rows = self.plan.batch_rows(self.learner.step)
         loss, save = self.learner.learn(batch, flag=due)
         self._epoch_loss.append((loss, rows))
@@ -117,6 +123,10 @@ class Worker:
 
     def _tell(self, loss: float) -> None:
         now = time.monotonic()
+        if not self._started_at:
+            # The first step pays for start-up: the speed is counted from its end.
+            self._started_at = self._told_at = now
+            self._rows = 0
         if self.rank != 0 or (now - self._told_at < PROGRESS_EVERY_S and self.learner.step < self.learner.total_steps):
             return
         speed = (self._rows - self._rows_told) / max(now - self._told_at, 1e-9)

@@ -1,10 +1,12 @@
-"""What a run tells the person who watches it: where it is, and each finished epoch. Workers never wait for it."""
+"""What a run tells the person who watches it: where it is, and each finished epoch. Workers do not wait for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from tidegate.errors import TidegateError
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,16 @@ class News:
 
 
 class Monitor:
-    """An actor: the latest progress, and the epochs nobody has fetched yet. A restart does not tell an epoch twice."""
+    """An actor: the latest progress, and the epochs nobody has fetched yet. A restart does not tell an epoch twice.
+
+    It also keeps the error that ended the run, if one did that a restart cannot mend.
+    """
 
     def __init__(self) -> None:
         self._progress = Progress()
         self._epochs: list[Mapping[str, Any]] = []
         self._last_epoch = 0
+        self._failure: TidegateError | None = None
 
     def tell(self, progress: Progress) -> None:
         self._progress = progress
@@ -44,6 +50,12 @@ class Monitor:
         if record["epoch"] > self._last_epoch:
             self._last_epoch = record["epoch"]
             self._epochs.append(record)
+
+    def tell_failure(self, error: TidegateError) -> None:
+        self._failure = error
+
+    def failure(self) -> TidegateError | None:
+        return self._failure
 
     def news(self) -> News:
         epochs, self._epochs = self._epochs, []

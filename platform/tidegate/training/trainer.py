@@ -31,13 +31,21 @@ FEED_CPUS = 1
 """Kept free of workers for the feed's map step, which could not run otherwise."""
 MAX_FAILURES = 3
 NEWS_EVERY_S = 0.5
+CHECKPOINT_EVERY_S = 60.0
 
 OnNews = Callable[[News], None]
 
 
-def fit(spec: Spec, prepared: Prepared, run: str, *, on_news: OnNews, say: Callable[[str], None]) -> Checkpoint:
+def fit(
+    spec: Spec,
+    prepared: Prepared,
+    run: str,
+    *,
+    on_news: OnNews,
+    say: Callable[[str], None],
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S,
+) -> Checkpoint:
     """Train to the end; the final checkpoint. Raises TrainingError, or ClusterError when the workers can never fit."""
-    job = Job(spec, prepared.folder, settings.home() / "runs" / run, ray.remote(num_cpus=0)(Monitor).remote())
     plan = plan_of(spec, prepared)
     if spec.train.global_batch != "all" and plan.global_batch > plan.num_rows:
         raise DataError(
@@ -45,6 +53,9 @@ def fit(spec: Spec, prepared: Prepared, run: str, *, on_news: OnNews, say: Calla
             remedy="lower it, or write all",
         )
     workers = _workers(spec.train.workers, say)
+    monitor = ray.remote(num_cpus=0)(Monitor).remote()
+    folder = settings.home() / "runs" / run
+    job = Job(spec, prepared.folder, folder, monitor, checkpoint_every_s, settings.LEDGER.text())
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -66,6 +77,9 @@ def fit(spec: Spec, prepared: Prepared, run: str, *, on_news: OnNews, say: Calla
     )
     with _Watch(job.monitor, on_news):
         _fit(trainer)
+        failure = ray.get(monitor.failure.remote())
+    if failure is not None:
+        raise failure
     final = checkpoints.latest(job.run_folder)
     if final is None or not final.state["finished"]:
         raise TrainingError(f"run {run} ended without a final checkpoint", remedy=f"see {job.run_folder}")
@@ -121,7 +135,7 @@ def _fit(trainer: TorchTrainer) -> None:
 def _cause(error: BaseException) -> TidegateError:
     """The first error of a worker, as the person should see it."""
     failures = list(getattr(error, "worker_failures", {}).values())
-    for failure in [*failures, error.__cause__, error]:
+    for failure in [*failures, getattr(error, "controller_failure", None), error.__cause__, error]:
         current: Any = failure
         while current is not None:
             cause = getattr(current, "cause", None) or current.__cause__

@@ -1,0 +1,51 @@
+# make demo     train on real data, register, serve, ask, show; nothing is left running (KEEP=1 leaves the endpoint up)
+# make test     lint, types and all tests: what CI runs
+# make bench    side by side with peers; make results: quality of the shipped specs over seeds and folds (long)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test lint types unit cluster e2e bench results clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+		|| { echo "error: $(PYTHON) is $$($(PYTHON) --version); Tidegate needs Python 3.11 to 3.13: make PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/python jobs/demo.py $(if $(KEEP),--keep)
+
+test: lint types unit cluster e2e
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest tests/unit
+
+cluster: $(STAMP)
+	$(BIN)/python -m pytest tests/cluster
+
+e2e: $(STAMP)
+	$(BIN)/python -m pytest tests/e2e
+
+bench: $(STAMP)
+	$(BIN)/python tests/benchmarks/serving.py
+	$(BIN)/python tests/benchmarks/training.py
+
+results: $(STAMP)
+	$(BIN)/python tests/benchmarks/quality.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info platform/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,96 @@
+"""The whole story in one command: start a cluster, train on real digits, register, serve, ask, show, stop."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+
+import tidegate as tg
+from datasets.digits import provide
+from tidegate import cluster, settings
+from tidegate.client import curl_line
+from tidegate.connection import connect
+from tidegate.data.prepare import prepare
+from tidegate.errors import TidegateError
+from tidegate.protocol import encode_request
+from tidegate.spec.run import Spec
+
+SPEC = Path(__file__).parent / "specs" / "digits.yaml"
+SHADES = " .:-=+*#%@"
+ROWS_SHOWN = 4
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave the endpoint up")
+    parser.add_argument("--port", type=int, default=8000, help="where endpoints answer (default 8000)")
+    options = parser.parse_args()
+    try:
+        show(options.keep, options.port)
+    except TidegateError as error:
+        if settings.TRACEBACK.flag():
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def show(keep: bool, port: int) -> None:
+    """Run the story. A cluster that was up before stays up."""
+    was_up = cluster.current() is not None
+    print("starting Ray ..." if not was_up else "using the cluster that is up", flush=True)
+    try:
+        cluster.up(serve_port=port)
+        connect()
+        provide(settings.home() / "data")
+        spec = tg.load_spec(SPEC)
+        outcome = tg.train(spec).outcome()
+        outcome.raise_if_missed()
+        ask(spec)
+        print(f"\nmodel card and pictures: {outcome.version.path}")
+    finally:
+        ray.shutdown()
+        if keep or was_up:
+            print("the endpoint stays up; to stop it: .venv/bin/tidegate down")
+        else:
+            cluster.down()
+            print("stopped; everything is kept: .venv/bin/tidegate up brings the endpoint back")
+
+
+def ask(spec: Spec) -> None:
+    """Send test rows to the endpoint over HTTP and show the answers beside the truth."""
+    pixels, labels = test_rows(spec)
+    local = cluster.current()
+    assert local is not None
+    with tg.Client(local.serve_url) as client:
+        answers = client.predict("digits", {"pixels": pixels})
+        body = encode_request({"pixels": pixels[:1].reshape(1, -1).astype(np.float32)})
+    given = answers["label"]
+    print(f"\nasked {local.serve_url} about {len(labels)} test rows: {np.mean(given == labels):.1%} right")
+    print("\n".join(picture(pixels[:ROWS_SHOWN])))
+    captions = [f"true {true}, answer {answer}" for true, answer in zip(labels, given, strict=True)]
+    print("   ".join(f"{caption:<16}" for caption in captions[:ROWS_SHOWN]))
+    print(f"\nthe same with curl:\n{curl_line(local.serve_url, 'digits', body)}")
+
+
+def test_rows(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels `[rows, 64]` and labels of the test split, as they stand in the source."""
+    prepared = prepare(spec, lambda line: None)
+    numbers = prepared.reader("test").read(np.arange(prepared.num_rows("test")))["__row"]
+    table = pq.read_table(spec.data.source.path).take(numbers)
+    return np.asarray(table.column("pixels").to_pylist()), np.asarray(table.column("label"))
+
+
+def picture(images: np.ndarray) -> list[str]:
+    """Images `[count, 64]` side by side, eight lines of text."""
+    levels = (images.reshape(-1, 8, 8) / 16 * (len(SHADES) - 1)).round().astype(int)
+    return ["   ".join("".join(SHADES[level] * 2 for level in image[line]) for image in levels) for line in range(8)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
