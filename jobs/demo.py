@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import pyarrow.parquet as pq
 import ray
 
 import tidegate as tg
-from datasets.digits import provide
 from tidegate import cluster, settings
 from tidegate.client import curl_line
 from tidegate.connection import connect
@@ -20,7 +20,8 @@ from tidegate.errors import TidegateError
 from tidegate.protocol import encode_request
 from tidegate.spec.run import Spec
 
-SPEC = Path(__file__).parent / "specs" / "digits.yaml"
+JOBS = Path(__file__).parent
+SPEC = JOBS / "specs" / "digits.yaml"
 SHADES = " .:-=+*#%@"
 ROWS_SHOWN = 4
 
@@ -47,7 +48,7 @@ def show(keep: bool, port: int) -> None:
     try:
         cluster.up(serve_port=port)
         connect()
-        provide(settings.home() / "data")
+        subprocess.run([sys.executable, str(JOBS / "datasets" / "digits.py")], check=True, stdout=subprocess.DEVNULL)
         spec = tg.load_spec(SPEC)
         outcome = tg.train(spec).outcome()
         outcome.raise_if_missed()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import settings
 
 from tidegate.data.prepared import (
     FORMAT,
@@ -26,6 +27,10 @@ from tidegate.spec.run import Spec
 from tidegate.transforms.columns import Columns, canonical
 from tidegate.transforms.target import TargetColumn, TargetTransform
 
+# Machines that run tests are shared: a slow example says nothing.
+settings.register_profile("tidegate", deadline=None)
+settings.load_profile("tidegate")
+
 PrepareByHand = Callable[..., Prepared]
 
 
@@ -37,7 +42,9 @@ def prepare_by_hand() -> PrepareByHand:
 
 def _prepare_by_hand(folder: Path, spec: Spec, table: pa.Table, *, files: int = 3) -> Prepared:
     data, target = spec.data, spec.data.target
-    values = {name: column_array(canonical(column).read(_column(table, name))[0]) for name, column in data.inputs.items()}
+    values = {
+        name: column_array(canonical(column).read(_column(table, name))[0]) for name, column in data.inputs.items()
+    }
     values[TARGET] = column_array(TargetColumn(target).read(_column(table, target.column))[0])
     parts = dict(zip(SPLITS, assign(data.split, spec.seed, strata=None, named=None, count=len(table)), strict=True))
     train = parts["train"]

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tidegate import settings
+
 
 def digits_table() -> pa.Table:
     """All rows in scikit-learn's order. Nothing is downloaded: the package holds the data."""
@@ -49,7 +51,7 @@ def provide(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write scikit-learn's digits as Parquet and print the file's path.")
-    parser.add_argument("folder", type=Path, metavar="OUT_DIR")
+    parser.add_argument("folder", type=Path, metavar="OUT_DIR", nargs="?", default=settings.home() / "data")
     print(provide(parser.parse_args().folder))
 
 

@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tidegate import settings
 from tidegate.errors import DataError
 
 SIDE = 28
@@ -151,7 +152,7 @@ def provide(folder: Path, cache: Path | None = None) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write MNIST digits as Parquet and print the file's path.")
-    parser.add_argument("folder", type=Path, metavar="OUT_DIR")
+    parser.add_argument("folder", type=Path, metavar="OUT_DIR", nargs="?", default=settings.home() / "data")
     parser.add_argument("--cache", type=Path, help="where the download is kept (default: OUT_DIR/downloads)")
     arguments = parser.parse_args()
     try:

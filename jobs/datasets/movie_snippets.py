@@ -25,6 +25,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tidegate import settings
 from tidegate.errors import DataError
 
 PACKAGE = "vaderSentiment==3.3.2"
@@ -131,7 +132,7 @@ def provide(folder: Path, test_fold: int | None = None, cache: Path | None = Non
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write the movie snippets as Parquet and print the file's path.")
-    parser.add_argument("folder", type=Path, metavar="OUT_DIR")
+    parser.add_argument("folder", type=Path, metavar="OUT_DIR", nargs="?", default=settings.home() / "data")
     parser.add_argument(
         "--test-fold", type=int, choices=range(FOLDS), help="add a split column that tests on this fold"
     )

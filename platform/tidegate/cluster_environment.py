@@ -117,7 +117,7 @@ def process_environment(folder: Path, ports: Ports, auth: str) -> dict[str, str]
         "RAY_AUTH_MODE": auth,
         # Draining serves clusters of several nodes; here it would only make `down` wait for 30 s.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        # Ray warns on every driver's terminal about four times this many worker processes: logical CPUs exceed cores here.
+        # Ray warns drivers of more than four times this many processes: logical CPUs may well exceed the cores here.
         "RAY_worker_maximum_startup_concurrency": "16",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_http),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.fallback_grpc),

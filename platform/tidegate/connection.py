@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tidegate import settings
 from tidegate.cluster import NAMESPACE, current, listens
 from tidegate.errors import ClusterError
-from tidegate.ray_internals_cluster import keep_loopback_addresses, reread_settings
+from tidegate.ray_internals import keep_loopback_addresses, reread_settings
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import ray
 import torch
 from ray.serve.schema import ServeDeploySchema
 
-from tidegate import artifact, cluster, connection, ray_internals_serving, registry
+from tidegate import artifact, cluster, connection, ray_internals, registry
 from tidegate.data.prepared import Prepared
 from tidegate.errors import ClusterError, NotFoundError
 from tidegate.serving import deploy
@@ -271,13 +271,13 @@ def test_a_killed_deployer_comes_back_and_goes_on(url: str) -> None:
 def test_other_peoples_applications_stay_and_cannot_remove_ours(url: str) -> None:
     theirs = {"name": "theirs", "route_prefix": "/theirs", "import_path": "tidegate.serving.root:build"}
     # Their deploy leaves ours out, which for Serve means to delete them.
-    ray_internals_serving.serve_apply(ServeDeploySchema.model_validate({"applications": [theirs]}))
-    wait_for(lambda: answers(url, 1) and "theirs" in ray_internals_serving.serve_details()["applications"])
+    ray_internals.serve_apply(ServeDeploySchema.model_validate({"applications": [theirs]}))
+    wait_for(lambda: answers(url, 1) and "theirs" in ray_internals.serve_details()["applications"])
     deploy.deploy(Endpoint(name="numbers", model="numbers@2"))
-    applications = ray_internals_serving.serve_details()["applications"]
+    applications = ray_internals.serve_details()["applications"]
     assert applications["theirs"]["status"] == "RUNNING"
     ours = [one["deployed_app_config"] for name, one in applications.items() if name != "theirs"]
-    ray_internals_serving.serve_apply(ServeDeploySchema.model_validate({"applications": ours}))
+    ray_internals.serve_apply(ServeDeploySchema.model_validate({"applications": ours}))
 
 
 def test_endpoints_come_back_with_a_new_cluster(url: str) -> None:

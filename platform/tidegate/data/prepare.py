@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ from tidegate.transforms.target import TargetColumn, TargetTransform
 FILE_BYTES = 32 * 2**20
 FILE, PLACE = "__file", "__place"
 MAX_PARTITIONS = 64
-"""Of the shuffle that brings the rows of a file together; each is an actor while it lasts."""
+"""Of the shuffle that brings the rows of a file together: every block of the source is cut into that many parts."""
 Say = Callable[[str], None]
 
 
@@ -206,11 +206,16 @@ def _stage(
 
     records = (
         checked.map_batches(address, batch_format="pyarrow", batch_size=None)
-        .groupby(FILE, num_partitions=min(len(names), MAX_PARTITIONS))
+        .groupby(FILE, num_partitions=_tasks(names, MAX_PARTITIONS))
         .map_groups(stage, batch_format="pyarrow")
         .take_all()
     )
     return sorted((json.loads(record["record"]) for record in records), key=lambda record: int(record["index"]))
+
+
+def _tasks(names: Sequence[str], limit: int) -> int:
+    """As many tasks as full files, at least one: for little data, starting processes takes longer than the work."""
+    return min(limit, max(1, len(names) - len(SPLITS)))
 
 
 def _addresses(count: int, parts: list[Rows], rows_per_file: int) -> tuple[Rows, Rows, list[str]]:
@@ -272,7 +277,8 @@ def _finish(
     items = [
         {"item": json.dumps({key: record[key] for key in ("index", "name", "split", "rows")})} for record in staged
     ]
-    done = ray.data.from_items(items, override_num_blocks=len(items)).map(finisher).take_all()
+    blocks = _tasks([record["name"] for record in staged], len(items))
+    done = ray.data.from_items(items, override_num_blocks=blocks).map(finisher).take_all()
     records = sorted((json.loads(row["item"]) for row in done), key=lambda record: int(record["index"]))
     for record in records:
         if record["unseen"]:

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from tidegate import ray_internals_serving, settings
+from tidegate import ray_internals, settings
 from tidegate.errors import ClusterError, ConflictError, NotFoundError, TidegateError
 from tidegate.serving.deployer import Deployer, Progress, base_url
 from tidegate.serving.status import EndpointStatus
@@ -81,7 +81,7 @@ def restore(wait_s: float = 60.0) -> None:
 
 def serve_url() -> str:
     """Where endpoints answer, such as `http://127.0.0.1:8000`."""
-    return base_url(ray_internals_serving.serve_details() if ray_internals_serving.serve_is_running() else {})
+    return base_url(ray_internals.serve_details() if ray_internals.serve_is_running() else {})
 
 
 class _Waiting:

@@ -15,7 +15,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
-from tidegate import ray_internals_serving, registry, settings
+from tidegate import ray_internals, registry, settings
 from tidegate.errors import TidegateError
 from tidegate.serving import desired
 from tidegate.serving.applications import (
@@ -114,16 +114,16 @@ class Deployer:
             self._wake.wait(_BUSY_S if any(record.rolling for record in self._all()) else _IDLE_S)
 
     def _reconcile(self) -> None:
-        if not ray_internals_serving.serve_is_running():
+        if not ray_internals.serve_is_running():
             serve.start(http_options={"host": HOST, "port": int(settings.SERVE_PORT.text())})
         for record in self._all():
             self._follow(record)
-        self._details = ray_internals_serving.serve_details()
+        self._details = ray_internals.serve_details()
         wanted = self._wanted()
         if _form(wanted) != _form(_deployed(self._details, ours=True)):
             LOGGER.info("Applying %s.", ", ".join(sorted(application["name"] for application in wanted)))
             _apply([*_deployed(self._details, ours=False), *wanted], self._details.get("target_capacity"))
-            self._details = ray_internals_serving.serve_details()
+            self._details = ray_internals.serve_details()
         for record in self._all():
             if record.rolling is not None:
                 self._judge(record)
@@ -165,7 +165,7 @@ class Deployer:
         application = endpoint_application(record, self._runtime_env)
         config = application["deployments"][0]["user_config"]
         seen = view(self._details["applications"].get(application["name"]))
-        stats = ray_internals_serving.replica_stats(list(seen.running), _STATS_TIMEOUT_S)
+        stats = ray_internals.replica_stats(list(seen.running), _STATS_TIMEOUT_S)
         message = failure_of(seen, stats, config)
         if message is not None:
             LOGGER.error("Endpoint %s: %s does not serve: %s", record.endpoint.name, record.rolling.ref, message)
@@ -241,7 +241,7 @@ def _form(applications: list[Application]) -> dict[str, Any]:
 
 def _apply(applications: list[Application], target_capacity: float | None) -> None:
     config = {"applications": applications, "target_capacity": target_capacity}
-    ray_internals_serving.serve_apply(ServeDeploySchema.model_validate(config))
+    ray_internals.serve_apply(ServeDeploySchema.model_validate(config))
 
 
 def _shared_runtime_env(own: Mapping[str, Any]) -> dict[str, Any]:

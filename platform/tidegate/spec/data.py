@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
 
 from tidegate.spec.base import BrokenRules, Part
 
@@ -93,11 +93,18 @@ class Split(Part):
             rules += [
                 (p, f"{named} add up to {total:g}; make them add up to 1") for p in ("train", "validation", "test")
             ]
-        if self.column is not None and self.model_fields_set - {"column"}:
-            rules.append(("column", "the source already says the split; leave out the fractions and stratify"))
+        given = [key for key in type(self).model_fields if key in self.model_fields_set and key != "column"]
+        if self.column is not None and given:
+            sentence = "a column of the source says the split; leave out the fractions and stratify"
+            rules += [(key, sentence) for key in ("column", *given)]
         if rules:
             raise BrokenRules(rules)
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A dump is a valid spec again: what a split column leaves no room for is not in it.
+        return {"column": self.column} if self.column is not None else dict(plain(self))
 
 
 class InvalidRows(Part):
@@ -119,7 +126,6 @@ class Data(Part):
     @model_validator(mode="after")
     def _target_is_no_input(self) -> Data:
         if self.target.column in self.inputs:
-            raise BrokenRules(
-                [("target.column", f"{self.target.column!r} is also an input; a model would just copy it")]
-            )
+            sentence = f"{self.target.column!r} is both an input and the target; a model would just copy it"
+            raise BrokenRules([("target.column", sentence), (f"inputs.{self.target.column}", sentence)])
         return self

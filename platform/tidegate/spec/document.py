@@ -28,7 +28,7 @@ def parse(kind: type[AnyPart], document: object, *, source: str) -> AnyPart:
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        lines = mistakes(kind, document, error)
+        lines = mistakes(kind, error)
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise SpecError(f"{source} has {count}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints, model_validator
 
-from tidegate.spec.base import Name, Part
+from tidegate.spec.base import BrokenRules, Name, Part
 
 ModelRef = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(@[a-z0-9][a-z0-9_-]{0,62})?$")]
 """`digits` (the newest version), `digits@production` (an alias) or `digits@3` (that version)."""
@@ -23,7 +23,8 @@ class Replicas(Part):
     @model_validator(mode="after")
     def _ordered(self) -> Replicas:
         if self.max < self.min:
-            raise ValueError(f"max is {self.max} but min is {self.min}; write max of at least {self.min}")
+            sentence = f"max is {self.max} but min is {self.min}; make max at least min"
+            raise BrokenRules([("max", sentence), ("min", sentence)])
         return self
 
 

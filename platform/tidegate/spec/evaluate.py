@@ -20,7 +20,7 @@ class Bound(Part):
     @model_validator(mode="after")
     def _bounds_something(self) -> Bound:
         if self.at_least is None and self.at_most is None:
-            raise ValueError("write at_least or at_most")
+            raise BrokenRules([(key, "missing; write at_least or at_most") for key in ("at_least", "at_most")])
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
             sentence = f"at_least {self.at_least:g} is above at_most {self.at_most:g}"
             raise BrokenRules([("at_least", sentence), ("at_most", sentence)])

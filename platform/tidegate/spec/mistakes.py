@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import re
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from tidegate.spec.base import BrokenRules
 
 Location = Sequence[int | str]
 
 
-def mistakes(kind: type[BaseModel], document: object, error: ValidationError) -> list[str]:
+def mistakes(kind: type[BaseModel], error: ValidationError) -> list[str]:
     """One line a mistake, in the order of the spec's keys, without repetitions."""
     lines: list[str] = []
     for item in error.errors(include_url=False):
-        lines += [line for line in _sentences(kind, document, item) if line not in lines]
+        lines += [line for line in _sentences(kind, item) if line not in lines]
     return lines
 
 
@@ -34,13 +34,14 @@ def describe(value: object) -> str:
     return "nothing" if value is None else str(value)
 
 
-def _sentences(kind: type[BaseModel], document: object, item: Any) -> list[str]:
+def _sentences(kind: type[BaseModel], item: Any) -> list[str]:
     reason, context = item["type"], item.get("ctx", {})
-    path = _path(document, item["loc"], keep_last=reason in ("missing", "extra_forbidden"))
+    place = _place(kind, item["loc"])
+    path, owner = place.path, place.owner
     if reason == "missing":
-        return [f"{path}: missing; this key is required{_owner(path, item['loc'])}"]
+        return [f"{path}: missing; this key is required{owner}"]
     if reason == "extra_forbidden":
-        return [f"{path}: unknown key{_owner(path, item['loc'])}{_suggestion(kind, item['loc'])}"]
+        return [f"{path}: unknown key{owner}{_suggestion(place.part, item['loc'][-1])}"]
     if reason == "union_tag_not_found":
         return [f"{path}.type: missing; this key is required"]
     if reason == "union_tag_invalid":
@@ -49,7 +50,7 @@ def _sentences(kind: type[BaseModel], document: object, item: Any) -> list[str]:
     if isinstance(broken, BrokenRules):
         prefix = "" if path == TOP else f"{path}."
         return [f"{prefix}{key}: {sentence}" for key, sentence in broken.rules]
-    return [f"{path}: found {describe(item['input'])}; {_wanted(item['msg'])}"]
+    return [f"{path}: found {describe(item['input'])}; {_wanted(item['msg'])}{owner}"]
 
 
 TOP = "(top level)"
@@ -60,57 +61,68 @@ def _wanted(message: str) -> str:
     return message[0].lower() + message[1:]
 
 
-def _path(document: object, location: Location, *, keep_last: bool) -> str:
-    """`("data", "inputs", "age", "number", "scale")` -> `data.inputs.age.scale`.
+class _Place(NamedTuple):
+    """Where in a document a mistake is: its path, the part it lies in, and the `type` that made it that part."""
+
+    path: str
+    part: type[BaseModel]
+    owner: str
+
+
+def _place(kind: type[BaseModel], location: Location) -> _Place:
+    """`("data", "inputs", "age", "number", "scale")` -> `data.inputs.age.scale`, for `data.inputs.age.type 'number'`.
 
     pydantic names the chosen member of a union in the location; such a step is no key of the document and is left out.
     """
-    text, value = "", document
-    for index, step in enumerate(location):
-        last = index == len(location) - 1
-        if isinstance(value, (list, tuple)) and isinstance(step, int):
-            text, value = f"{text}[{step}]", value[step] if step < len(value) else None
-        elif isinstance(value, Mapping) and (step in value or (last and keep_last)):
-            text, value = f"{text}.{step}" if text else str(step), value.get(step)
-    return text or TOP
-
-
-def _owner(path: str, location: Location) -> str:
-    """Names the `type` that has no such key, when the location says that a type was chosen."""
-    tags = [step for step in location[:-1] if str(step) not in re.split(r"[.\[\]]", path)]
-    return f" of {path.rpartition('.')[0]}.type {tags[-1]!r}" if tags else ""
-
-
-def _suggestion(kind: type[BaseModel], location: Location) -> str:
-    known = _known_keys(kind, location[:-1])
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; the keys here are {', '.join(known)}" if known else ""
-
-
-def _known_keys(kind: type[BaseModel], location: Location) -> list[str]:
-    annotation: Any = kind
+    path, part, owner, annotation = "", kind, "", kind  # type: str, type[BaseModel], str, Any
     for step in location:
-        annotation = _step(annotation, step)
-    model = next(iter(_models(annotation)), None)
-    return list(model.model_fields) if model else []
+        members = _members(annotation)
+        if len(members) > 1:
+            annotation = next((member for member in members if step in _tags(member)), None)
+            owner = f" for {path}.type {step!r}" if "type" in getattr(annotation, "model_fields", {}) else owner
+        elif step != "[key]":
+            path = _joined(path, step)
+            part, annotation = _inner(part, members, step)
+    return _Place(path or TOP, part, owner)
 
 
-def _step(annotation: Any, step: int | str) -> Any:
-    models = _models(annotation)
-    for model in models:
-        if step in model.model_fields:
-            return model.model_fields[str(step)].annotation
-        if "type" in model.model_fields and step in typing.get_args(model.model_fields["type"].annotation):
-            return model
-    arguments = typing.get_args(annotation)
-    return arguments[-1] if arguments else annotation
+def _joined(path: str, step: int | str) -> str:
+    if isinstance(step, int):
+        return f"{path}[{step}]"
+    key = step or "''"
+    return f"{path}.{key}" if path else key
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (dict, list, tuple):
-        return []
-    return [model for argument in typing.get_args(annotation) for model in _models(argument)]
+def _inner(part: type[BaseModel], members: list[Any], step: int | str) -> tuple[type[BaseModel], Any]:
+    """The part that has the key `step`, and the annotation of its value."""
+    bare = _bare(members[0]) if members else None
+    if isinstance(bare, type) and issubclass(bare, BaseModel):
+        return bare, bare.model_fields[str(step)].annotation if step in bare.model_fields else None
+    arguments = typing.get_args(bare)
+    return part, arguments[-1] if arguments else None
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The members of a union without None; of anything else, itself."""
+    bare = _bare(annotation)
+    if typing.get_origin(bare) in (typing.Union, UnionType):
+        return [member for argument in typing.get_args(bare) for member in _members(argument)]
+    return [] if annotation in (None, NoneType) else [annotation]
+
+
+def _bare(annotation: Any) -> Any:
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+
+
+def _tags(member: Any) -> list[str]:
+    """The names that pydantic gives a member of a union: its `type`, or its Tag."""
+    fields = getattr(member, "model_fields", {})
+    if "type" in fields:
+        return list(typing.get_args(fields["type"].annotation))
+    return [extra.tag for extra in typing.get_args(member)[1:] if isinstance(extra, Tag)]
+
+
+def _suggestion(part: type[BaseModel], key: int | str) -> str:
+    known = list(part.model_fields)
+    close = difflib.get_close_matches(str(key), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; the keys here are {', '.join(known)}"

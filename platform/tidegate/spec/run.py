@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from tidegate import metrics, settings
+from tidegate.errors import SpecError
 from tidegate.spec import document
 from tidegate.spec.base import BrokenRules, Name, Part
 from tidegate.spec.data import Data
@@ -20,11 +23,18 @@ from tidegate.spec.train import Train
 Task = Literal["classification", "regression"]
 
 
+def _file_or_not(value: object) -> str:
+    return "written out" if isinstance(value, (Mapping, Endpoint)) else "file"
+
+
 class Publish(Part):
     """Where a version goes that meets `evaluate.require`: an alias, and an endpoint (a file, or written out here)."""
 
     alias: Name | None = None
-    endpoint: Endpoint | str | None = None
+    endpoint: (
+        Annotated[Annotated[Endpoint, Tag("written out")] | Annotated[str, Tag("file")], Discriminator(_file_or_not)]
+        | None
+    ) = None
 
 
 class Card(Part):
@@ -67,18 +77,25 @@ def load(path: str | Path) -> Spec:
 
 def located(spec: Spec, folder: Path) -> Spec:
     """The same spec with `$VARIABLES` and relative paths filled in, and the endpoint's file read."""
-    source = spec.data.source.model_copy(update={"path": _absolute(spec.data.source.path, folder)})
+    source = spec.data.source.model_copy(update={"path": _absolute("data.source.path", spec.data.source.path, folder)})
     publish = spec.publish
     if isinstance(publish.endpoint, str):
-        endpoint = document.read(Endpoint, _absolute(publish.endpoint, folder))
+        endpoint = document.read(Endpoint, _absolute("publish.endpoint", publish.endpoint, folder))
         publish = publish.model_copy(update={"endpoint": endpoint})
     return spec.model_copy(update={"data": spec.data.model_copy(update={"source": source}), "publish": publish})
 
 
-def _absolute(path: str, folder: Path) -> str:
-    os.environ.setdefault(settings.HOME.name, str(settings.home()))
-    path = os.path.expanduser(os.path.expandvars(path))
-    return path if "://" in path else os.path.normpath(folder / path)
+def _absolute(key: str, path: str, folder: Path) -> str:
+    def value(variable: re.Match[str]) -> str:
+        name = variable[1] or variable[2]
+        if name == settings.HOME.name:
+            return str(settings.home())
+        if name not in os.environ:
+            raise SpecError(f"{key}: the variable ${name} in {path!r} is not set", remedy=f"set {name}, or correct it")
+        return os.environ[name]
+
+    filled = os.path.expanduser(re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, path))
+    return filled if "://" in filled else os.path.normpath(folder / filled)
 
 
 def _input_rules(spec: Spec) -> list[tuple[str, str]]:
@@ -86,11 +103,14 @@ def _input_rules(spec: Spec) -> list[tuple[str, str]]:
     wanted = {"cnn": "image", "transformer": "text"}.get(model)
     if wanted:
         if kinds != [wanted]:
-            sentence = f"model type {model} takes exactly one input, of type {wanted}"
-            return [("data.inputs", sentence), ("model.type", f"{sentence}; data.inputs has {', '.join(kinds)}")]
+            sentence = f"model type {model} takes exactly one input, of type {wanted}; here are {', '.join(kinds)}"
+            others = [f"data.inputs.{name}.type" for name, column in spec.data.inputs.items() if column.type != wanted]
+            surplus = [f"data.inputs.{name}" for name in spec.data.inputs]
+            return [(path, sentence) for path in (*(others or surplus), "model.type")]
     elif "text" in kinds:
         column = next(name for name, column in spec.data.inputs.items() if column.type == "text")
-        return [(f"data.inputs.{column}.type", f"model type {model} takes no text; write model type transformer")]
+        sentence = f"model type {model} takes no text; write model type transformer"
+        return [(f"data.inputs.{column}.type", sentence), ("model.type", sentence)]
     return []
 
 
@@ -105,7 +125,7 @@ def _metric_rules(spec: Spec) -> list[tuple[str, str]]:
         for path, name in asked.items()
         if name not in known
     ]
-    if rules:
+    if any(name in metrics.HIGHER_IS_BETTER and name not in known for name in asked.values()):
         rules.append(
             ("data.target.type", f"{spec.data.target.type} makes this a {spec.task}, whose metrics are others")
         )

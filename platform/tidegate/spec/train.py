@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 
 from tidegate.spec.base import BrokenRules, Part
 
@@ -26,6 +33,11 @@ class Optimizer(Part):
             )
             raise BrokenRules([("momentum", sentence), ("type", sentence)])
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A dump is a valid spec again: a momentum that is not used is not in it.
+        return {key: value for key, value in plain(self).items() if key != "momentum" or self.type == "momentum"}
 
 
 class Schedule(Part):

@@ -73,11 +73,13 @@ def read(folder: Path) -> Checkpoint:
         document = json.loads((folder / MANIFEST).read_text())
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']}, not {FORMAT}")
+        if folder.name != folder_of(folder, document["step"]).name:
+            raise ValueError(f"it is of step {document['step']}")
         tensors = {
             part: load(_verified(folder / f"{part}.safetensors", entry)) for part, entry in document["files"].items()
         }
         return Checkpoint(int(document["step"]), tensors, document["state"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint {folder} is damaged: {error}") from None
 
 

@@ -17,12 +17,12 @@ class Ledger:
 
     def __init__(self, folder: str, run: str, worker: int) -> None:
         """`folder` is a path that this worker can write to; empty for no ledger."""
-        self._file = None
+        self._file: Path | None = None
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            self._file = (Path(folder) / f"{run}-{worker}-{os.getpid()}.jsonl").open("a")
+            self._file = Path(folder) / f"{run}-{worker}-{os.getpid()}.jsonl"
 
     def note(self, step: int, shard: int, rows: Array) -> None:
         if self._file:
-            self._file.write(json.dumps({"step": step, "shard": shard, "rows": rows.tolist()}) + "\n")
-            self._file.flush()
+            with self._file.open("a") as file:
+                file.write(json.dumps({"step": step, "shard": shard, "rows": rows.tolist()}) + "\n")

@@ -1,11 +1,25 @@
-"""Names of Ray's private modules that serving stands on. Each is checked against the installed Ray by a test."""
+"""Every name of Ray's private modules that Tidegate stands on. Each is checked against the installed Ray by a test."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-import ray
-from ray.serve.schema import ServeDeploySchema
+
+def keep_loopback_addresses() -> None:
+    """Stop Ray in this process from replacing 127.0.0.1 by the machine's outward address.
+
+    The environment variable that says so is read when Ray is imported, which may have happened before.
+    """
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def reread_settings() -> None:
+    """Let Ray in this process see RAY_AUTH_MODE as it is now: it read the environment when it was imported."""
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
 
 
 def _client() -> Any:
@@ -25,13 +39,15 @@ def serve_details() -> dict[str, Any]:
     return cast(dict[str, Any], _client().get_serve_details())
 
 
-def serve_apply(config: ServeDeploySchema) -> None:
+def serve_apply(config: Any) -> None:
     """Makes `config` the list of declarative applications. Those it leaves out are deleted; imperative ones stay."""
     _client().deploy_apps(config)
 
 
 def replica_stats(actor_names: list[str], timeout_s: float) -> dict[str, dict[str, Any]]:
     """What `record_routing_stats` of each replica's class returns, for those that answer in time."""
+    import ray
+
     refs = {}
     for name in actor_names:
         try:

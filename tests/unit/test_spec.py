@@ -1,0 +1,528 @@
+"""Run and endpoint specs: one mutation is refused by its very path or valid, whatever it is; never another error."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidegate.errors import SpecError
+from tidegate.spec import document, run
+from tidegate.spec.base import Part
+from tidegate.spec.endpoint import Endpoint
+from tidegate.spec.run import Spec
+
+ROOT = Path(__file__).parents[2]
+
+TRAIN = {
+    "epochs": 30,
+    "global_batch": 64,
+    "shards": 4,
+    "optimizer": {"type": "momentum", "lr": 3e-3, "weight_decay": 0.01, "momentum": 0.9, "clip_norm": 1.0},
+    "schedule": {"type": "cosine", "warmup_fraction": 0.1},
+    "early_stop": {"metric": "validation.loss", "patience": 3},
+    "workers": {"min": 1, "max": 2, "cpu": 1},
+}
+ENDPOINT = {
+    "name": "digits",
+    "model": "digits@production",
+    "replicas": {"min": 1, "max": 2, "cpu": 0.5, "gpu": 0.0},
+    "autoscale": {"target_ongoing_requests": 8.0, "up_after_s": 2.0, "down_after_s": 60.0},
+    "batch": {"max_rows": 64},
+}
+CARD = {"description": "digits", "licence": "Apache-2.0", "intended_use": "a test"}
+
+
+def whole(model: dict[str, Any], inputs: dict[str, Any], target: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A spec in which every key is written."""
+    classes = target["type"] == "category"
+    return {
+        "name": "digits",
+        "seed": 7,
+        "data": {
+            "source": {"path": "rows.parquet", "format": "parquet"},
+            "inputs": inputs,
+            "target": target,
+            "split": {"train": 0.7, "validation": 0.15, "test": 0.15, "stratify": target["column"]},
+            "invalid_rows": {"action": "drop", "max_fraction": 0.02},
+        },
+        "model": model,
+        "train": copy.deepcopy(TRAIN),
+        "evaluate": {
+            "metrics": ["accuracy", "f1"] if classes else ["mse"],
+            "require": {"test.accuracy" if classes else "test.r2": {"at_least": 0.4, "at_most": 1.0}},
+        },
+        "publish": {"alias": "production", "endpoint": copy.deepcopy(ENDPOINT)},
+        "card": dict(CARD),
+    } | changes
+
+
+VALID: dict[str, dict[str, Any]] = {
+    "cnn": whole(
+        {"type": "cnn", "channels": [32, 64], "hidden": 128, "dropout": 0.3, "init": "kaiming"},
+        {"pixels": {"type": "image", "size": [8, 8], "channels": 1, "max_value": 16.0}},
+        {"column": "label", "type": "category"},
+    ),
+    "mlp": whole(
+        {"type": "mlp", "hidden": [64, 32], "dropout": 0.1, "init": "xavier"},
+        {
+            "age": {"type": "number", "length": 3, "scale": "standard", "missing": "mean"},
+            "city": {"type": "category", "unknown": "bucket"},
+        },
+        {"column": "bought", "type": "category"},
+    ),
+    "transformer": whole(
+        {"type": "transformer", "layers": 2, "width": 128, "heads": 4, "dropout": 0.1, "init": "xavier"},
+        {"text": {"type": "text", "tokenizer": "bpe", "vocab_size": 8000, "max_length": 64}},
+        {"column": "label", "type": "category"},
+        publish={"alias": "production", "endpoint": "endpoint.yaml"},
+    ),
+    "linear": whole(
+        {"type": "linear", "init": "zero"},
+        {"x": {"type": "number", "length": 10, "scale": "none", "missing": "refuse"}},
+        {"column": "y", "type": "number"},
+        train=copy.deepcopy(TRAIN) | {"global_batch": "all"},
+    ),
+}
+VALID["short text"] = {
+    "name": "short",
+    "data": {
+        "source": {"path": "rows", "format": "csv"},
+        "inputs": {"text": {"type": "text"}},
+        "target": {"column": "label", "type": "category"},
+        "split": {"column": "part"},
+    },
+    "model": {"type": "transformer"},
+}
+
+WORDS = ["number", "category", "text", "image", "mlp", "cnn", "linear", "transformer", "adam", "drop", "bpe", "all"]
+VALUES: list[Any] = [
+    *(None, True, False, 0, -1, 1, 2, 3, 7, 2**31, 2**63, 10**400, -(10**400), 0.5, -0.5, 1.5, 1e308, 1e-320),
+    *(math.nan, math.inf, -math.inf, "", " ", "1", "0.5", "true", "null", "x" * 300, "ä", "\ud800", "label", "pixels"),
+    *([], [[]], [1], [8, 8], [8, 8, 8], [0], ["a"], [None], {}, {"type": "mlp"}, {"type": "text"}, {"type": "number"}),
+    *({"type": []}, {"type": {}}, {"x": 1}, {1: 2}, b"bytes", datetime.date(2026, 1, 1), {1}, (1, 2), "accuracy", "r2"),
+    *({"at_least": 0.1}, *WORDS),
+]
+KEYS: list[Any] = ["added", "Name", "lrate", "typ", "", "a.b", "é", "[0]", "label", "__row", "test.f1", 5, None, True]
+REMOVED = object()
+
+
+def slots(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place of a document, as steps from its top."""
+    steps = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, inner in steps:
+        yield (*path, step)
+        yield from slots(inner, (*path, step))
+
+
+def at(value: Any, path: tuple[Any, ...]) -> Any:
+    for step in path:
+        value = value[step]
+    return value
+
+
+def changed(value: dict[str, Any], path: tuple[Any, ...], new: Any) -> dict[str, Any]:
+    result = copy.deepcopy(value)
+    owner = at(result, path[:-1])
+    if new is REMOVED:
+        del owner[path[-1]]
+    else:
+        owner[path[-1]] = new
+    return result
+
+
+def written(path: tuple[Any, ...]) -> str:
+    text = ""
+    for step in path:
+        text += f"[{step}]" if type(step) is int else f".{step}" if text else str(step)
+    return text
+
+
+def refusal(value: Any) -> list[str]:
+    """The lines of the refusal, none when the document is a valid spec."""
+    try:
+        spec = document.parse(Spec, value, source="spec.yaml")
+    except SpecError as error:
+        head, _, rest = str(error).partition(":\n")
+        lines = rest.splitlines()
+        assert head == f"spec.yaml has {len(lines)} mistake{'s' * (len(lines) > 1)}"
+        assert all(line.startswith("  ") and ": " in line for line in lines)
+        return [line.removeprefix("  ") for line in lines]
+    assert isinstance(spec, Spec)
+    return []
+
+
+def tied(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """Keys that a rule ties to the key at `path`: a line may name them too."""
+    text = written(path)
+    if path[-1] == "type" and path[0] in ("data", "model"):
+        return (written(path[:-1]), "data.inputs", "model", "evaluate", "train.early_stop.metric")
+    groups: list[tuple[str, ...]] = [
+        tuple(f"data.split.{key}" for key in ("train", "validation", "test", "stratify", "column")),
+        ("train.shards", "train.workers.max", "train.workers.min"),
+        ("train.optimizer.type", "train.optimizer.momentum"),
+        ("model.width", "model.heads"),
+        ("publish.endpoint.replicas.min", "publish.endpoint.replicas.max"),
+        ("data.target.column", "data.inputs"),
+        ("data.target.type", "evaluate", "train.early_stop.metric"),
+        ("data.inputs", "model.type"),
+        ("data.source.path", "data.source.format"),
+        tuple(f"{written(path[:-1])}.{key}" for key in ("at_least", "at_most")),
+    ]
+    found = tuple(
+        name for group in groups if any(_within(text, name) or _within(name, text) for name in group) for name in group
+    )
+    return found
+
+
+def _within(text: str, name: str) -> bool:
+    return text == name or text.startswith((f"{name}.", f"{name}["))
+
+
+def check_named(lines: list[str], path: tuple[Any, ...], new: Any) -> None:
+    """The lines name `path`, and besides it only what a rule ties to it, or what is wrong inside a new mapping."""
+    text = written(path)
+    names = [line.split(": ")[0] for line in lines]
+    if new is REMOVED and (type(path[-1]) is int or text.startswith(("data.inputs.", "evaluate.require."))):
+        names = [text if name == written(path[:-1]) else name for name in names]  # An entry has no key of its own.
+    inside = isinstance(new, (dict, list, tuple))
+    assert any(name == text or (inside and _within(name, text)) for name in names) or any(
+        f" for {text} " in line for line in lines
+    ), (text, lines)
+    for name in names:
+        assert name == text or (inside and _within(name, text)) or any(_within(name, tie) for tie in tied(path)), (
+            text,
+            lines,
+        )
+
+
+mutations = st.sampled_from(sorted(VALID)).flatmap(
+    lambda name: st.tuples(
+        st.just(name),
+        st.sampled_from(list(slots(VALID[name]))),
+        st.sampled_from(VALUES) | st.just(REMOVED) | st.integers() | st.floats() | st.text(max_size=8),
+    )
+)
+
+
+@given(mutation=mutations)
+@settings(max_examples=1500, deadline=None)
+def test_one_mutation_is_refused_by_its_path_or_valid(mutation: tuple[str, tuple[Any, ...], Any]) -> None:
+    name, path, new = mutation
+    lines = refusal(changed(VALID[name], path, new))
+    if lines:
+        check_named(lines, path, new)
+
+
+@pytest.mark.parametrize("name", sorted(VALID))
+def test_every_listed_mutation_of_every_place_is_refused_by_its_path_or_valid(name: str) -> None:
+    refused = 0
+    for path in slots(VALID[name]):
+        for new in (REMOVED, *VALUES):
+            lines = refusal(changed(VALID[name], path, new))
+            refused += bool(lines)
+            if lines:
+                check_named(lines, path, new)
+    assert refused > 1000 or name == "short text"
+
+
+@pytest.mark.parametrize("name", sorted(VALID))
+def test_an_added_key_is_refused_by_its_path(name: str) -> None:
+    value = VALID[name]
+    mappings = [(), *(path for path in slots(value) if isinstance(at(value, path), dict))]
+    for path in mappings:
+        for key in KEYS:
+            for new in (1, None, "text", {}, {"type": "number"}):
+                if key in at(value, path):
+                    continue
+                lines = refusal(changed(value, (*path, key), new))
+                if path not in (("data", "inputs"), ("evaluate", "require")):
+                    assert lines, (path, key)
+                if lines:
+                    shown = "''" if key == "" else key
+                    place = f"{written(path)}.{shown}" if path else str(shown)
+                    assert any(_within(line.split(": ")[0], place) for line in lines), (place, lines)
+
+
+@pytest.mark.parametrize("value", [None, [], "text", 3, math.nan, b"x"])
+def test_a_document_that_is_no_mapping(value: Any) -> None:
+    with pytest.raises(SpecError, match=r"holds .*; expected a mapping"):
+        document.parse(Spec, value, source="spec.yaml")
+
+
+@pytest.mark.parametrize("name", sorted(VALID))
+def test_valid_specs_round_trip(name: str) -> None:
+    spec = document.parse(Spec, VALID[name], source="here")
+    plain = spec.model_dump(mode="json")
+    assert document.parse(Spec, plain, source="dump") == spec
+    assert document.parse(Spec, yaml.safe_load(yaml.safe_dump(plain)), source="yaml") == spec
+    if name != "short text":
+        # Nothing that was written is lost or turned into something else.
+        assert {key: plain[key] for key in VALID[name] if key != "data"} == {
+            key: VALID[name][key] for key in VALID[name] if key != "data"
+        }
+
+
+def test_round_trip_keeps_which_keys_a_split_by_column_sets() -> None:
+    spec = document.parse(Spec, VALID["short text"], source="here")
+    assert spec.data.split.column == "part"
+    again = document.parse(Spec, spec.model_dump(mode="json", exclude_unset=True), source="dump")
+    assert again == spec
+
+
+def test_all_mistakes_at_once() -> None:
+    value = changed(VALID["cnn"], ("name",), "Digits!")
+    value["seed"] = "7"
+    value["data"]["source"]["pth"] = "x"
+    del value["data"]["target"]["column"]
+    value["model"]["type"] = "cnnn"
+    value["train"]["optimizer"]["lr"] = -1
+    value["train"]["workers"]["max"] = True
+    names = [line.split(": ")[0] for line in refusal(value)]
+    assert names == [
+        "name",
+        "seed",
+        "data.source.pth",
+        "data.target.column",
+        "model.type",
+        "train.optimizer.lr",
+        "train.workers.max",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        (("train", "epoch"), "epochs"),
+        (("train", "optimizer", "learning_rate"), None),
+        (("train", "optimizer", "weightdecay"), "weight_decay"),
+        (("model", "chanels"), "channels"),
+        (("data", "inputs", "pixels", "sizes"), "size"),
+        (("publish", "endpoint", "replica"), "replicas"),
+        (("evaluate", "require", "test.accuracy", "at_leest"), "at_least"),
+        (("sed",), "seed"),
+    ],
+)
+def test_an_unknown_key_is_told_what_was_meant_or_what_there_is(path: tuple[str, ...], meant: str | None) -> None:
+    lines = refusal(changed(VALID["cnn"], path, 1))
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{written(path)}: unknown key")
+    if meant:
+        assert f"did you mean '{meant}'?" in lines[0]
+    else:
+        assert "the keys here are type, lr, weight_decay, momentum, clip_norm" in lines[0]
+
+
+def test_lines_say_what_was_found_and_what_to_write() -> None:
+    assert refusal(changed(VALID["cnn"], ("model", "type"), "resnet")) == [
+        "model.type: found 'resnet'; write one of 'linear', 'mlp', 'cnn', 'transformer'"
+    ]
+    (line,) = refusal(changed(VALID["cnn"], ("train", "epochs"), 0))
+    assert line == "train.epochs: found 0; should be greater than or equal to 1"
+    (line,) = refusal(changed(VALID["cnn"], ("evaluate", "metrics"), ["accurate"]))
+    assert line.startswith("evaluate.metrics[0]: 'accurate' is no metric of classification; write one of accuracy, ")
+
+
+def test_rules_across_keys() -> None:
+    def names(name: str, *changes: tuple[tuple[str, ...], Any]) -> list[str]:
+        value = VALID[name]
+        for path, new in changes:
+            value = changed(value, path, new)
+        return sorted(line.split(": ")[0] for line in refusal(value))
+
+    assert names("cnn", (("data", "split", "test"), 0.2)) == [
+        "data.split.test",
+        "data.split.train",
+        "data.split.validation",
+    ]
+    assert names("cnn", (("train", "workers", "max"), 5)) == ["train.shards", "train.workers.max"]
+    assert names("cnn", (("train", "workers", "min"), 3)) == ["train.workers.max", "train.workers.min"]
+    assert names("cnn", (("train", "optimizer", "type"), "adam")) == [
+        "train.optimizer.momentum",
+        "train.optimizer.type",
+    ]
+    assert names("transformer", (("model", "heads"), 3)) == ["model.heads", "model.width"]
+    assert "data.target.column" in names("mlp", (("data", "target", "column"), "age"))
+    assert "data.target.type" in names("mlp", (("data", "target", "type"), "number"))
+    assert names("short text", (("data", "split", "stratify"), "label")) == ["data.split.column", "data.split.stratify"]
+    two = {"type": "text"}
+    assert "model.type" in names("transformer", (("data", "inputs", "title"), two))
+    assert "data.inputs.text.type" in names("mlp", (("data", "inputs", "text"), two))
+
+
+def read(tmp_path: Path, content: str | bytes, kind: type[Part] = Spec) -> Part:
+    path = tmp_path / "spec.yaml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return document.read(kind, path)
+
+
+MINIMAL = """
+name: short
+data:
+  source: {path: rows.csv}
+  inputs: {x: {type: number}}
+  target: {column: y, type: number}
+model: {type: linear}
+"""
+
+
+def test_yaml_floats_without_a_point_are_numbers(tmp_path: Path) -> None:
+    for text, value in (("3e-4", 3e-4), ("1E2", 100.0), ("2.e+1", 20.0), ("3.0e-4", 3e-4), ("1", 1.0)):
+        spec = read(tmp_path, MINIMAL + f"train: {{optimizer: {{lr: {text}}}}}\n")
+        assert isinstance(spec, Spec)
+        assert spec.train.optimizer.lr == value
+    with pytest.raises(SpecError, match=r"name: found 1000\.0; "):
+        read(tmp_path, MINIMAL.replace("name: short", "name: 1e3"))
+    with pytest.raises(SpecError, match=r"train.optimizer.lr: found '3e-4'; should be a valid number"):
+        read(tmp_path, MINIMAL + 'train: {optimizer: {lr: "3e-4"}}\n')
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (MINIMAL + "name: again\n", "the key 'name' stands twice, again in line 8"),
+        (
+            MINIMAL.replace("{type: linear}", "{type: linear, type: mlp}"),
+            "the key 'type' stands twice, again in line 7",
+        ),
+        ("name: [", "not valid YAML"),
+        ("name: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("{[1, 2]: 3}", "not valid YAML"),
+        ("{{a: 1}: 3}", "not valid YAML"),
+        ("a: &x {<<: *x}", "not valid YAML|unknown key"),
+        ("a: *nothing", "not valid YAML"),
+        ("a: 1\n---\nb: 2", "not valid YAML"),
+        ("a: 2026-13-45", "not valid YAML"),
+        ("a: 0b12", "not valid YAML|unknown key"),
+        ("a: !!int x", "not valid YAML"),
+        ("a: !!float x", "not valid YAML"),
+        ("a: !!bool x", "not valid YAML"),
+        ("a: !!timestamp x", "not valid YAML"),
+        ("a: !!binary é", "not valid YAML"),
+        ("[" * 20_000, "not valid YAML"),
+        ("{a: " * 20_000 + "1" + "}" * 20_000, "not valid YAML"),
+        ("", "holds nothing"),
+        ("- 1", "holds a list of 1"),
+        ("plain words", "holds 'plain words'"),
+        (b"name: \xff\xfe", "is not text"),
+        ("name: a\x00b".encode(), "not valid YAML"),
+        ("? name\n", "name: found nothing"),
+        ("1: 2", "1: "),
+        ("a: &x [*x]", "a: unknown key"),
+        ("name: &x [*x]", "name: found a list of 1"),
+        ("name: &x {y: *x}", "name: found a mapping"),
+    ],
+)
+def test_files_that_are_no_spec(tmp_path: Path, content: str | bytes, says: str) -> None:
+    with pytest.raises(SpecError, match=says):
+        read(tmp_path, content)
+
+
+def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"none\.yaml cannot be read: No such file"):
+        run.load(tmp_path / "none.yaml")
+    with pytest.raises(SpecError, match="cannot be read: Is a directory"):
+        run.load(tmp_path)
+
+
+@given(content=st.binary(max_size=40) | st.text(alphabet="ab:-[]{}&*!?|>'\"%@`#, \n\t1e.~", max_size=40))
+@settings(max_examples=400, deadline=None)
+def test_no_file_whatever_its_bytes_raises_another_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes | str
+) -> None:
+    with pytest.raises(SpecError):
+        read(tmp_path_factory.getbasetemp(), content)
+
+
+def test_relative_paths_start_at_the_file_and_variables_are_filled_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DATA_ROOT", "/somewhere/else")
+    folder = tmp_path / "specs"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def path_of(path: str) -> str:
+        (folder / "spec.yaml").write_text(MINIMAL.replace("rows.csv", path))
+        return run.load("specs/spec.yaml").data.source.path
+
+    assert path_of("rows.csv") == str(folder / "rows.csv")
+    assert path_of("../rows.csv") == str(tmp_path / "rows.csv")
+    assert path_of("/abs/*.csv") == "/abs/*.csv"
+    assert path_of("$DATA_ROOT/rows.csv") == "/somewhere/else/rows.csv"
+    assert path_of("${DATA_ROOT}/rows.csv") == "/somewhere/else/rows.csv"
+    assert path_of("$TIDEGATE_HOME/rows.csv") == str(tmp_path / "home" / "rows.csv")
+    assert path_of("s3://bucket/rows.csv") == "s3://bucket/rows.csv"
+
+
+def test_home_is_filled_in_when_it_is_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("TIDEGATE_HOME", raising=False)
+    (tmp_path / "spec.yaml").write_text(MINIMAL.replace("rows.csv", "$TIDEGATE_HOME/rows.csv"))
+    assert run.load(tmp_path / "spec.yaml").data.source.path == str(tmp_path / ".tidegate" / "rows.csv")
+
+
+def test_an_unset_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOT_SET_ANYWHERE", raising=False)
+    (tmp_path / "spec.yaml").write_text(MINIMAL.replace("rows.csv", "$NOT_SET_ANYWHERE/rows.csv"))
+    with pytest.raises(SpecError, match=r"data\.source\.path.*NOT_SET_ANYWHERE"):
+        run.load(tmp_path / "spec.yaml")
+
+
+def test_an_endpoint_as_a_file_and_written_out_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path / "home"))
+    (tmp_path / "endpoint.yaml").write_text(yaml.safe_dump(ENDPOINT))
+    for place, endpoint in (("a.yaml", "endpoint.yaml"), ("b.yaml", ENDPOINT)):
+        value = changed(VALID["cnn"], ("publish", "endpoint"), endpoint)
+        (tmp_path / place).write_text(yaml.safe_dump(value))
+    specs = [run.load(tmp_path / place) for place in ("a.yaml", "b.yaml")]
+    assert specs[0] == specs[1]
+    assert specs[0].publish.endpoint == document.parse(Endpoint, ENDPOINT, source="here")
+
+    (tmp_path / "endpoint.yaml").write_text("name: digits\nmodle: digits\n")
+    with pytest.raises(
+        SpecError, match=r"endpoint\.yaml has 2 mistakes:\n  model: missing.*\n  modle: unknown key; did"
+    ):
+        run.load(tmp_path / "a.yaml")
+    (tmp_path / "endpoint.yaml").unlink()
+    with pytest.raises(SpecError, match=r"endpoint\.yaml cannot be read"):
+        run.load(tmp_path / "a.yaml")
+
+
+def test_defaults_need_only_name_data_and_model() -> None:
+    spec = document.parse(Spec, yaml.safe_load(MINIMAL), source="here")
+    assert spec.task == "regression"
+    assert (spec.seed, spec.train.epochs, spec.publish.endpoint) == (0, 10, None)
+    assert refusal({}) == [f"{key}: missing; this key is required" for key in ("name", "data", "model")]
+
+
+SHIPPED = sorted((ROOT / "jobs" / "specs").glob("*.yaml"))
+SHIPPED_ENDPOINTS = sorted((ROOT / "deployments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_specs_parse(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path / "home"))
+    spec = run.load(path)
+    assert Path(spec.data.source.path).is_absolute()
+    assert document.parse(Spec, spec.model_dump(mode="json"), source="dump") == spec
+
+
+@pytest.mark.parametrize("path", SHIPPED_ENDPOINTS, ids=lambda path: path.stem)
+def test_shipped_endpoints_parse(path: Path) -> None:
+    endpoint = document.read(Endpoint, path)
+    assert document.parse(Endpoint, endpoint.model_dump(mode="json"), source="dump") == endpoint
+
+
+def test_something_is_shipped() -> None:
+    assert SHIPPED
+    assert SHIPPED_ENDPOINTS
