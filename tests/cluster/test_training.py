@@ -1,4 +1,4 @@
-"""Training on a real local Ray: the same weights whatever the workers and whatever dies, and every row once an epoch."""
+"""Training on a real local Ray: the same weights whatever the workers and whatever dies, every row once an epoch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from tidegate.training import trainer, validation
 from tidegate.training.checkpoint import Checkpoint
 from tidegate.training.progress import News
 
-pytestmark = pytest.mark.cluster
+# Ray warns about its own settings when it copies them.
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
 AUDIT = Path(__file__).parent.parent / "audit_ledger.py"
 DEADLINE_S = 60
 EPOCHS = 15

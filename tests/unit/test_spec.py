@@ -177,10 +177,8 @@ def tied(path: tuple[Any, ...]) -> tuple[str, ...]:
         ("data.source.path", "data.source.format"),
         tuple(f"{written(path[:-1])}.{key}" for key in ("at_least", "at_most")),
     ]
-    found = tuple(
-        name for group in groups if any(_within(text, name) or _within(name, text) for name in group) for name in group
-    )
-    return found
+    near = [group for group in groups if any(_within(text, name) or _within(name, text) for name in group)]
+    return tuple(name for group in near for name in group)
 
 
 def _within(text: str, name: str) -> bool:
@@ -407,13 +405,16 @@ def test_yaml_floats_without_a_point_are_numbers(tmp_path: Path) -> None:
         ("a: !!bool x", "not valid YAML"),
         ("a: !!timestamp x", "not valid YAML"),
         ("a: !!binary é", "not valid YAML"),
+        ("a: !!set x", "not valid YAML"),
+        ("a: 0xZ", "a: unknown key"),
+        ("a: 190:20:99", "a: unknown key"),
         ("[" * 20_000, "not valid YAML"),
         ("{a: " * 20_000 + "1" + "}" * 20_000, "not valid YAML"),
         ("", "holds nothing"),
         ("- 1", "holds a list of 1"),
         ("plain words", "holds 'plain words'"),
         (b"name: \xff\xfe", "is not text"),
-        ("name: a\x00b".encode(), "not valid YAML"),
+        (b"name: a\x00b", "not valid YAML"),
         ("? name\n", "name: found nothing"),
         ("1: 2", "1: "),
         ("a: &x [*x]", "a: unknown key"),
@@ -459,7 +460,7 @@ def test_relative_paths_start_at_the_file_and_variables_are_filled_in(
     assert path_of("../rows.csv") == str(tmp_path / "rows.csv")
     assert path_of("/abs/*.csv") == "/abs/*.csv"
     assert path_of("$DATA_ROOT/rows.csv") == "/somewhere/else/rows.csv"
-    assert path_of("${DATA_ROOT}/rows.csv") == "/somewhere/else/rows.csv"
+    assert path_of('"${DATA_ROOT}/rows.csv"') == "/somewhere/else/rows.csv"
     assert path_of("$TIDEGATE_HOME/rows.csv") == str(tmp_path / "home" / "rows.csv")
     assert path_of("s3://bucket/rows.csv") == "s3://bucket/rows.csv"
 

@@ -53,13 +53,22 @@ def load_yaml(path: Path) -> Any:
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, except that a repeated key is refused and 3e-4 is a number (YAML 1.1 wants 3.0e-4)."""
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, AttributeError):
+            # PyYAML lets the error of a conversion through as it is: of a 13th month, or `!!int x`.
+            tag, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
+            raise yaml.YAMLError(f"{node.value!r} in line {line} is no {tag}") from None
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in seen:
                 raise yaml.YAMLError(f"the key {key.value!r} stands twice, again in line {key.start_mark.line + 1}")
-            if isinstance(key.value, str):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 

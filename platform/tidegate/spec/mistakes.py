@@ -36,12 +36,14 @@ def describe(value: object) -> str:
 
 def _sentences(kind: type[BaseModel], item: Any) -> list[str]:
     reason, context = item["type"], item.get("ctx", {})
-    place = _place(kind, item["loc"])
+    # pydantic's location of a key that is no string is not the key itself.
+    location = (*item["loc"][:-1], str(item["input"])) if reason == "invalid_key" else item["loc"]
+    place = _place(kind, location)
     path, owner = place.path, place.owner
     if reason == "missing":
         return [f"{path}: missing; this key is required{owner}"]
     if reason == "extra_forbidden":
-        return [f"{path}: unknown key{owner}{_suggestion(place.part, item['loc'][-1])}"]
+        return [f"{path}: unknown key{owner}{_suggestion(place.part, location[-1])}"]
     if reason == "union_tag_not_found":
         return [f"{path}.type: missing; this key is required"]
     if reason == "union_tag_invalid":
@@ -81,15 +83,15 @@ def _place(kind: type[BaseModel], location: Location) -> _Place:
             annotation = next((member for member in members if step in _tags(member)), None)
             owner = f" for {path}.type {step!r}" if "type" in getattr(annotation, "model_fields", {}) else owner
         elif step != "[key]":
-            path = _joined(path, step)
+            path = _joined(path, step, in_list=members != [] and typing.get_origin(_bare(members[0])) is list)
             part, annotation = _inner(part, members, step)
     return _Place(path or TOP, part, owner)
 
 
-def _joined(path: str, step: int | str) -> str:
-    if isinstance(step, int):
+def _joined(path: str, step: int | str, *, in_list: bool) -> str:
+    if in_list:
         return f"{path}[{step}]"
-    key = step or "''"
+    key = "''" if step == "" else str(step)
     return f"{path}.{key}" if path else key
 
 
