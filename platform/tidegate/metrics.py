@@ -12,6 +12,9 @@ CLASSIFICATION = ("accuracy", "precision", "recall", "f1", "auroc", "loss")
 REGRESSION = ("mse", "mae", "r2", "loss")
 """In the unit of the target; the loss is the mean squared error."""
 
+HEADLINES = {"classification": ("accuracy",), "regression": ("r2", "mae")}
+"""What a summary shows when the spec does not say."""
+
 HIGHER_IS_BETTER: dict[str, bool] = {
     "accuracy": True,
     "precision": True,

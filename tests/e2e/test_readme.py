@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from stranger import Stranger, free_port
 
+from stranger import Stranger, free_port
 from tidegate.spec.document import parse
 from tidegate.spec.run import Spec
 
@@ -22,7 +22,7 @@ def blocks() -> list[tuple[str, str]]:
 
 @pytest.mark.cluster
 def test_the_readme_runs_from_top_to_bottom(stranger: Stranger) -> None:
-    """One shell runs all blocks. `make` targets are CI's own; activating is done by the fixture; the port is a free one."""
+    """One shell runs all blocks. `make` targets are CI's; activating is the fixture's; the port is a free one."""
     port = str(free_port())
     script = "set -euo pipefail\n"
     for language, text in blocks():

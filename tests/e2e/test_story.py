@@ -51,7 +51,9 @@ def through_the_shell(stranger: Stranger) -> None:
     stranger.write_spec(quick((1, 1), publish=False))
     stranger.run("tidegate", "up", "--port", str(free_port()), "--auth", "token")
     shown = stranger.run("tidegate", "train", "jobs/specs/varied.yaml").stdout
-    assert re.search(r"^digits@1  test accuracy 0\.9\d+  digest [0-9a-f]{12}$", shown, re.MULTILINE), shown
+    assert re.search(r"^digits@1  test accuracy 0\.9\d+, test f1 0\.9\d+  digest [0-9a-f]{12}$", shown, re.MULTILINE), (
+        shown
+    )
     assert "digits@1" in stranger.run("tidegate", "models").stdout
     assert "finished" in stranger.run("tidegate", "runs").stdout
 

@@ -212,7 +212,7 @@ mutations = st.sampled_from(sorted(VALID)).flatmap(
 
 
 @given(mutation=mutations)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=800, deadline=None)
 def test_one_mutation_is_refused_by_its_path_or_valid(mutation: tuple[str, tuple[Any, ...], Any]) -> None:
     name, path, new = mutation
     lines = refusal(changed(VALID[name], path, new))

@@ -14,6 +14,7 @@ def train(spec: Path) -> None:
 
     Exit code 3 means: registered, but evaluate.require was missed, so not published.
     """
+    from tidegate.metrics import HEADLINES, text
     from tidegate.spec import run as run_spec
 
     loaded = run_spec.load(spec)
@@ -21,8 +22,9 @@ def train(spec: Path) -> None:
 
     outcome = api.train(loaded).outcome()
     outcome.raise_if_missed()
-    accuracy = {name: value for name, value in outcome.report.metrics.items() if name in ("accuracy", "r2")}
-    summary = ", ".join(f"test {name} {value:.4f}" for name, value in accuracy.items())
+    shown = loaded.evaluate.metrics or HEADLINES[loaded.task]
+    measured = outcome.report.metrics
+    summary = ", ".join(f"test {name} {text(measured[name])}" for name in shown if name in measured)
     click.echo(f"{outcome.version.ref}  {summary}  digest {outcome.version.digest[:12]}")
 
 
@@ -37,5 +39,5 @@ def runs() -> None:
 
 
 def _headline(metrics: dict[str, float]) -> str:
-    named = [(name.removeprefix("test."), metrics[name]) for name in ("test.accuracy", "test.r2") if name in metrics]
+    named = [(name, metrics[f"test.{name}"]) for name in ("accuracy", "r2") if f"test.{name}" in metrics]
     return ", ".join(f"{name} {value:.4f}" for name, value in named)

@@ -40,7 +40,7 @@ def endpoint_application(record: Record, runtime_env: Mapping[str, Any]) -> Appl
     deployment = {
         "name": DEPLOYMENT,
         "user_config": {**vars(target), "max_rows": endpoint.batch.max_rows},
-        "ray_actor_options": {"num_cpus": endpoint.replicas.cpu, "num_gpus": endpoint.replicas.gpu},
+        "ray_actor_options": {"num_cpus": endpoint.replicas.cpu},
         "max_ongoing_requests": _MAX_ONGOING,
         # Where replicas must be replaced, new ones come before old ones go.
         "max_surge_percent": 100,

@@ -18,7 +18,6 @@ class Replicas(Part):
     min: int = Field(1, ge=1, le=1000)
     max: int = Field(1, ge=1, le=1000)
     cpu: float = Field(1.0, ge=0, le=1024)
-    gpu: float = Field(0.0, ge=0, le=64)
 
     @model_validator(mode="after")
     def _ordered(self) -> Replicas:

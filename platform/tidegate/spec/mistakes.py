@@ -36,8 +36,7 @@ def describe(value: object) -> str:
 
 def _sentences(kind: type[BaseModel], item: Any) -> list[str]:
     reason, context = item["type"], item.get("ctx", {})
-    # pydantic's location of a key that is no string is not the key itself.
-    location = (*item["loc"][:-1], str(item["input"])) if reason == "invalid_key" else item["loc"]
+    location = _location(item)
     place = _place(kind, location)
     path, owner = place.path, place.owner
     if reason == "missing":
@@ -53,6 +52,15 @@ def _sentences(kind: type[BaseModel], item: Any) -> list[str]:
         prefix = "" if path == TOP else f"{path}."
         return [f"{prefix}{key}: {sentence}" for key, sentence in broken.rules]
     return [f"{path}: found {describe(item['input'])}; {_wanted(item['msg'])}{owner}"]
+
+
+def _location(item: Any) -> Location:
+    """Where a finding is. pydantic names a key that is no string, such as `true`, by another value: `1`."""
+    location: Location = item["loc"]
+    if location and location[-1] == "[key]":
+        location = location[:-1]
+        return location if isinstance(item["input"], str) else (*location[:-1], str(item["input"]))
+    return (*location[:-1], str(item["input"])) if item["type"] == "invalid_key" else location
 
 
 TOP = "(top level)"
@@ -82,7 +90,7 @@ def _place(kind: type[BaseModel], location: Location) -> _Place:
         if len(members) > 1:
             annotation = next((member for member in members if step in _tags(member)), None)
             owner = f" for {path}.type {step!r}" if "type" in getattr(annotation, "model_fields", {}) else owner
-        elif step != "[key]":
+        else:
             path = _joined(path, step, in_list=members != [] and typing.get_origin(_bare(members[0])) is list)
             part, annotation = _inner(part, members, step)
     return _Place(path or TOP, part, owner)

@@ -46,6 +46,7 @@ class Learner:
         self.best = BestEpoch(spec.train.early_stop)
         self.best_weights: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
+        self._epoch_loss = {"sum": 0.0, "rows": 0.0}
 
     def learn(self, batch: Batch, *, flag: bool) -> tuple[float, bool]:
         """One step on this worker's shards; the mean loss of the whole batch, and whether any worker raised its flag.
@@ -53,7 +54,7 @@ class Learner:
         Raises TrainingError when the loss is not finite.
         """
         total = self.sum(lambda shard: self._shard(shard, batch[shard], flag))
-        loss, _, flagged = self.gradients.take(total)
+        loss, rows, flagged = self.gradients.take(total)
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise TrainingError(
                 f"the loss became {loss} at step {self.step}",
@@ -65,6 +66,7 @@ class Learner:
         set_rate(self.optimizer, options.lr * rate_factor(self.spec.train.schedule, self.step, self.total_steps))
         self.optimizer.step()
         self.step += 1
+        self._epoch_loss = {"sum": self._epoch_loss["sum"] + loss * rows, "rows": self._epoch_loss["rows"] + rows}
         return loss, flagged
 
     def _shard(self, shard: int, arrays: Mapping[str, Array], flag: bool) -> Tensor:
@@ -80,6 +82,11 @@ class Learner:
         loss.backward()  # type: ignore[no-untyped-call]
         return self.gradients.note(loss.item(), float(len(rows)), flag)
 
+    def take_epoch_loss(self) -> float:
+        """The mean loss over the rows since the last call."""
+        taken, self._epoch_loss = self._epoch_loss, {"sum": 0.0, "rows": 0.0}
+        return taken["sum"] / taken["rows"]
+
     def keep_best(self) -> None:
         self.best_weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
@@ -90,6 +97,7 @@ class Learner:
         state = {
             "finished": finished,
             "history": self.history,
+            "epoch_loss": self._epoch_loss,
             "best": {"epoch": self.best.epoch, "value": self.best.value},
         }
         return Checkpoint(self.step, parts, state)
@@ -100,6 +108,7 @@ class Learner:
         self.best_weights = dict(checkpoint.tensors.get("best", {}))
         self.best.epoch, self.best.value = (checkpoint.state["best"][key] for key in ("epoch", "value"))
         self.history = list(checkpoint.state["history"])
+        self._epoch_loss = dict(checkpoint.state["epoch_loss"])
         self.step = checkpoint.step
 
 

@@ -52,7 +52,7 @@ class Worker:
         self.reader = self.prepared.reader("validation")
         self._saved_at = self._told_at = time.monotonic()
         self._started_at = 0.0
-        self._epoch_loss: list[tuple[float, int]] = []
+        self._epoch_rows, self._epoch_started_at = 0, time.monotonic()
         self._rows = self._rows_told = 0
 
     def run(self) -> None:
@@ -87,8 +87,8 @@ class Worker:
         due = self.rank == 0 and time.monotonic() - self._saved_at > self.job.checkpoint_every_s
         rows = self.plan.batch_rows(self.learner.step)
         loss, save = self.learner.learn(batch, flag=due)
-        self._epoch_loss.append((loss, rows))
         self._rows += rows
+        self._epoch_rows += rows
         stop = False
         if self.learner.step % self.plan.steps_per_epoch == 0:
             stop = self._finish_epoch()
@@ -99,6 +99,7 @@ class Worker:
 
     def _finish_epoch(self) -> bool:
         """Validate and note the epoch; whether training should stop."""
+        speed = self._epoch_rows / (time.monotonic() - self._epoch_started_at)
         learner, target = self.learner, self.prepared.target
         outputs, targets = validation.outputs(
             learner.model, self.reader, worker=self.rank, workers=self.workers, device=learner.device
@@ -108,17 +109,15 @@ class Worker:
             outputs = outputs.reshape(-1)
         measured = evaluation.compute(self.job.spec.task, target.unscaled(outputs), target.unscaled(targets), names)
         epoch = learner.step // self.plan.steps_per_epoch
-        # After a resume inside an epoch only its later batches are known here; the mean is over those.
-        seen = sum(rows for _, rows in self._epoch_loss)
-        mean = sum(loss * rows for loss, rows in self._epoch_loss) / max(1, seen) * target.loss_scale
+        mean = learner.take_epoch_loss() * target.loss_scale
         metrics = {"train.loss": mean} | {f"validation.{name}": value for name, value in measured.items()}
-        self._epoch_loss = []
         if learner.best.improves(epoch, metrics) and learner.best.rule is not None:
             learner.keep_best()
         record = {"epoch": epoch, "step": learner.step, **metrics, "lr": learner.optimizer.param_groups[0]["lr"]}
         learner.history.append(record)
         if self.rank == 0:
-            self.job.monitor.tell_epoch.remote(record)
+            self.job.monitor.tell_epoch.remote(record | {"rows_per_s": speed})
+        self._epoch_rows, self._epoch_started_at = 0, time.monotonic()
         return learner.best.gives_up(epoch)
 
     def _tell(self, loss: float) -> None:

@@ -75,6 +75,11 @@ def problems(rows: int) -> Array:
     return np.full(rows, None, dtype=object)
 
 
+def shortened(text: str) -> str:
+    """At most 40 characters of a value, for a message."""
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 def fits(found: Array) -> Array:
     """Which rows have no problem: bool `[rows]`."""
     return np.fromiter((problem is None for problem in found), bool, len(found))
@@ -84,8 +89,9 @@ def moments(values: Array) -> State:
     """Count, mean and sum of squared deviations of each column of `values` `[rows, columns]`, NaN left out."""
     known = np.isfinite(values)
     count = known.sum(axis=0)
-    filled = np.where(known, values, 0.0)
-    mean = filled.sum(axis=0) / np.maximum(count, 1)
+    # Counted from a value of the column, so that a constant column has exactly that mean and no deviation at all.
+    origin = np.where(count > 0, values[known.argmax(axis=0), np.arange(values.shape[1])], 0.0)
+    mean = origin + np.where(known, values - origin, 0.0).sum(axis=0) / np.maximum(count, 1)
     deviation = np.where(known, values - mean, 0.0)
     return {"count": count.tolist(), "mean": mean.tolist(), "m2": (deviation**2).sum(axis=0).tolist()}
 
@@ -97,7 +103,7 @@ def merged_moments(parts: Sequence[Mapping[str, Any]]) -> tuple[Array, Array, Ar
         n, part_mean, part_m2 = (np.asarray(part[key], dtype=np.float64) for key in ("count", "mean", "m2"))
         total = np.maximum(count + n, 1)
         delta = part_mean - mean
-        mean = mean + delta * n / total
+        mean = mean + delta * (n / total)
         m2 = m2 + part_m2 + delta**2 * count * n / total
         count = count + n
     return count, mean, np.sqrt(m2 / np.maximum(count, 1))

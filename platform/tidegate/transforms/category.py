@@ -10,7 +10,7 @@ import pyarrow as pa
 from tidegate.errors import RequestError
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import CategoryInput
-from tidegate.transforms.base import Array, Feature, State, merged_counts, problems
+from tidegate.transforms.base import Array, Feature, State, merged_counts, problems, shortened
 
 UNKNOWN = "bucket"
 
@@ -71,7 +71,7 @@ def to_labels(column: pa.Array) -> tuple[pa.Array, Array]:
         elif item is None or item != item:
             found[row] = "the value is missing"
         else:
-            found[row] = f"{str(item)[:40]!r} is neither a string nor a whole number"
+            found[row] = f"{shortened(repr(item))} is neither a string nor a whole number"
     return pa.array(values, pa.string()), found
 
 

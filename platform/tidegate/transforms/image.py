@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,9 @@ from tidegate.signature import TensorSpec
 from tidegate.spec.data import ImageInput
 from tidegate.transforms.base import Array, Feature, State, fits, merged_moments, moments, problems
 from tidegate.transforms.number import fixed_lists, is_list, to_numbers
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MAX_PIXELS = 64_000_000
 """Larger encoded images are refused before they are decoded."""
@@ -50,12 +55,14 @@ class ImageColumn:
         if data is None:
             raise ValueError("the image is missing")
         try:
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF", "BMP", "WEBP")) as image:
+            with _opened(data) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"the image has {image.width} x {image.height} pixels; the limit is {MAX_PIXELS}")
                 converted = image.convert("L" if self.spec.channels == 1 else "RGB")
                 resized = converted.resize((self.shape[1], self.shape[0]), Image.Resampling.BILINEAR)
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
+        except Image.DecompressionBombError:
+            raise ValueError(f"the image has too many pixels; the limit is {MAX_PIXELS}") from None
+        except (UnidentifiedImageError, OSError, SyntaxError):
             raise ValueError("the bytes are no readable image (PNG, JPEG, GIF, BMP or WebP)") from None
         return np.asarray(resized, np.float64).reshape(self.shape) * (self.spec.max_value / 255.0)
 
@@ -92,6 +99,16 @@ class ImageTransform:
 
     def example(self, rows: int) -> Array:
         return np.zeros((rows, self.height, self.width, self.channels), np.float32)
+
+
+def _opened(data: bytes) -> Image:
+    """The image, not decoded yet. Raises what Pillow raises."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        # Of many pixels: the limit here is lower than the one Pillow warns at.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF", "BMP", "WEBP"))
 
 
 def _flat_lists(column: pa.Array) -> pa.Array:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from tidegate.errors import RequestError
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import NumberInput
-from tidegate.transforms.base import Array, Feature, State, fits, merged_moments, moments, problems
+from tidegate.transforms.base import Array, Feature, State, fits, merged_moments, moments, problems, shortened
 
 
 class NumberColumn:
@@ -94,7 +94,7 @@ def to_numbers(column: pa.Array, length: int) -> tuple[Array, Array]:
         return np.full((len(column), length), np.nan), found
     flat, wrong = _cast(column)
     for row in np.flatnonzero(wrong):
-        found[row] = f"{column[row].as_py()!r} is no number"
+        found[row] = f"{shortened(repr(column[row].as_py()))} is no number"
     return flat.reshape(-1, 1), found
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import TextInput
-from tidegate.transforms.base import Array, Feature, State, merged_counts, problems
+from tidegate.transforms.base import Array, Feature, State, merged_counts, problems, shortened
 
 PAD, UNKNOWN = 0, 1
 SPECIAL = ["[PAD]", "[UNK]"]
@@ -30,7 +30,7 @@ class TextColumn:
             if isinstance(item, str):
                 values[row] = item
             else:
-                found[row] = "the text is missing" if item is None else f"{str(item)[:40]!r} is no text"
+                found[row] = "the text is missing" if item is None else f"{shortened(repr(item))} is no text"
         return pa.array(values, pa.string()), found
 
     def partial(self, values: Array) -> State:
