@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray
 
 import tidegate as tg
 from tidegate import cluster, settings
@@ -55,7 +54,6 @@ def show(keep: bool, port: int) -> None:
         ask(spec)
         print(f"\nmodel card and pictures: {outcome.version.path}")
     finally:
-        ray.shutdown()
         if keep or was_up:
             print("the endpoint stays up; to stop it: .venv/bin/tidegate down")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,9 +66,10 @@ class Run:
         finally:
             self._over.set()
 
-    def _carry_silently(self, console: Console) -> None:
+    def _carry_silently(self) -> None:
         try:
-            self._carry(console)
+            with open(os.devnull, "w") as nowhere:
+                self._carry(Console(nowhere))
         except BaseException:  # noqa: BLE001 - kept, and raised by `wait`
             return
 
@@ -106,7 +108,7 @@ def train(spec: Spec | str | Path, *, follow: bool = True) -> Run:
     if follow:
         run._carry(Console())
     else:
-        threading.Thread(target=run._carry_silently, args=[Console()], daemon=True, name=run.name).start()
+        threading.Thread(target=run._carry_silently, daemon=True, name=run.name).start()
     return run
 
 

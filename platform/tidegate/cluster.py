@@ -89,9 +89,17 @@ def down() -> bool:
         record = _read_record()
         if record is None:
             return False
+        _disconnect(record)
         was_up = _leads(record) or bool(cluster_processes.members(record.pid, record.temp_dir))
         _remove(record)
         return was_up
+
+
+def _disconnect(record: LocalCluster) -> None:
+    """Leave the cluster first if this process is its driver: Ray would go on asking for what is being stopped."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized() and ray.get_runtime_context().gcs_address == record.address:
+        ray.shutdown()
 
 
 def current() -> LocalCluster | None:

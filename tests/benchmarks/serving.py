@@ -1,6 +1,6 @@
 """An endpoint behind HAProxy against bare Starlette with the model in the handler: requests/s at 16 connections.
 
-Both sides answer the same JSON request, one row of 784 numbers, with the same MLP 784-128-10 on one thread, one worker or
+Both sides answer the same JSON request, a row of 784 numbers, with the same MLP 784-128-10 on one thread, one worker or
 replica. Needs wrk.
 """
 

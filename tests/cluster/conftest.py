@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,11 @@ def home(ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def _quiet() -> None:
+    import ray.data  # noqa: F401
+
     from tidegate import connection
 
-    connection.quiet()
+    with warnings.catch_warnings():
+        # Ray Data's own defaults set values that it calls deprecated, once, when they are made.
+        warnings.filterwarnings("ignore", "`use_.*` is deprecated", DeprecationWarning)
+        connection.quiet()

@@ -6,10 +6,12 @@ Version n of the model answers n to every row.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ import ray
 import torch
 from ray.serve.schema import ServeDeploySchema
 
+from mutations import mutated
 from tidegate import artifact, cluster, connection, ray_internals, registry
 from tidegate.data.prepared import Prepared
 from tidegate.errors import ClusterError, NotFoundError
@@ -194,6 +197,28 @@ def test_every_refusal_is_json(url: str, method: str, path: str, body: bytes, st
     answer = httpx.request(method, deploy.serve_url() + path, content=body)
     assert answer.status_code == status
     assert list(answer.json()) == ["error"]
+
+
+def test_five_thousand_mutated_requests_get_an_answer_below_500(url: str) -> None:
+    (replica,) = replicas("tidegate.numbers")
+    source = random.Random(7)
+    counts: Counter[int] = Counter()
+    with httpx.Client(timeout=30) as client:
+        for number in range(5000):
+            request = mutated(BODY, source)
+            answer = client.request(request.method, url + request.path, content=request.body, headers=request.headers)
+            assert answer.status_code < 500, (number, request, answer.text)
+            assert answer.status_code == 200 or list(answer.json()) == ["error"], (number, request, answer.text)
+            counts[answer.status_code] += 1
+    assert counts[200] > 50
+    assert counts[400] > 2000
+    assert replicas("tidegate.numbers") == [replica]
+    assert infer(url) == 1
+
+
+def replicas(application: str) -> list[str]:
+    deployments = ray_internals.serve_details()["applications"][application]["deployments"]
+    return [replica["actor_name"] for deployment in deployments.values() for replica in deployment["replicas"]]
 
 
 def test_the_root_tells_of_server_and_endpoints(url: str) -> None:

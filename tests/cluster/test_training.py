@@ -279,11 +279,30 @@ def test_a_run_whose_worker_is_killed_ends_with_the_same_weights(
     assert_the_same_rows_where_steps_were_repeated(ledger)
 
 
+def test_an_interrupted_run_goes_on_under_its_name_with_the_same_weights(
+    alone: tuple[Checkpoint, list[News]], ledger: Path, home: Path, prepared_of: Callable[[Spec], Prepared]
+) -> None:
+    spec, handler = spec_of(DIGITS), signal.getsignal(signal.SIGINT)
+
+    def this_process() -> int | None:
+        return os.getpid() if worker_after_a_checkpoint(home / "runs" / "run", ledger) else None
+
+    with killer(this_process, signal.SIGINT) as interrupted, pytest.raises(KeyboardInterrupt):
+        fit(spec, prepared_of(spec), checkpoint_every_s=0.25)
+    assert interrupted == [os.getpid()]
+    assert signal.getsignal(signal.SIGINT) is handler
+    final = fit(spec, prepared_of(spec))
+    assert digest(final) == digest(alone[0])
+    assert min(steps[0] for steps in attempts(ledger, worker=0)) == 0 < max(s[0] for s in attempts(ledger, worker=0))
+    assert_the_same_rows_where_steps_were_repeated(ledger)
+
+
 class killer:  # noqa: N801 - reads as a verb where it is used
     """Kills the process that `find` names, in a thread, as soon as there is one; the ids of those killed."""
 
-    def __init__(self, find: Callable[[], int | None]) -> None:
-        self.find, self.killed, self.over = find, [], threading.Event()  # type: ignore[var-annotated]
+    def __init__(self, find: Callable[[], int | None], signal: signal.Signals = signal.SIGKILL) -> None:
+        self.find, self.signal, self.over = find, signal, threading.Event()
+        self.killed: list[int] = []
         self.thread = threading.Thread(target=self._watch)
 
     def __enter__(self) -> list[int]:
@@ -298,7 +317,7 @@ class killer:  # noqa: N801 - reads as a verb where it is used
         while not self.over.wait(0.005):
             process = self.find()
             if process is not None:
-                os.kill(process, signal.SIGKILL)
+                os.kill(process, self.signal)
                 self.killed.append(process)
                 return
 

@@ -34,7 +34,7 @@ TRAIN = {
 ENDPOINT = {
     "name": "digits",
     "model": "digits@production",
-    "replicas": {"min": 1, "max": 2, "cpu": 0.5, "gpu": 0.0},
+    "replicas": {"min": 1, "max": 2, "cpu": 0.5},
     "autoscale": {"target_ongoing_requests": 8.0, "up_after_s": 2.0, "down_after_s": 60.0},
     "batch": {"max_rows": 64},
 }

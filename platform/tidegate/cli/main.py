@@ -38,10 +38,12 @@ for command in (
 
 def main() -> None:
     """Run a command; errors are one line on stderr, with the exit code of the error."""
+    shows_traceback = False
     try:
+        shows_traceback = settings.TRACEBACK.flag()
         tidegate(standalone_mode=False)
     except TidegateError as error:
-        if settings.TRACEBACK.flag():
+        if shows_traceback:
             raise
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -97,10 +97,12 @@ def open_folder(folder: Path) -> Prepared:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}, not {FORMAT}")
+        if missing := {"fingerprint", "columns", "target"} - set(manifest):
+            raise ValueError(f"{MANIFEST} lacks {', '.join(sorted(missing))}")
         for split in SPLITS:
             for file in manifest["splits"][split]:
                 size = (folder / file["name"]).stat().st_size
-                if size != file["bytes"]:
+                if size != file["bytes"] or file["rows"] < 1:
                     raise ValueError(f"{file['name']} has {size} bytes, not {file['bytes']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(

@@ -148,16 +148,11 @@ class Worker:
 
     def _save(self, *, finished: bool) -> None:
         """Checkpoint. Called by all workers at the same step: Ray's report is a barrier."""
-        reported = None
         if self.rank == 0:
-            folder = checkpoints.write(self.job.run_folder, self.learner.checkpoint(finished=finished))
+            checkpoints.write(self.job.run_folder, self.learner.checkpoint(finished=finished))
             checkpoints.prune(self.job.run_folder, KEEP_CHECKPOINTS)
-            reported = ray.train.Checkpoint.from_directory(str(folder))
-        ray.train.report(
-            {"step": self.learner.step},
-            checkpoint=reported,
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-        )
+        # Not handed to Ray: it would refuse to go on with the run once one it was told of has been pruned.
+        ray.train.report({"step": self.learner.step})
         self._saved_at = time.monotonic()
 
 

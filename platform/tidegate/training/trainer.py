@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -126,10 +127,18 @@ def _room(resources: dict[str, float], cpu: int) -> int:
 
 
 def _fit(trainer: TorchTrainer) -> None:
+    interrupt = signal.getsignal(signal.SIGINT) or signal.default_int_handler
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
+    except SystemExit:
+        # How Ray Train ends an interrupted run, once its workers are gone.
+        raise KeyboardInterrupt from None
+    finally:
+        # Its handler would stay, and end this process with status 0 at the next interrupt.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)
 
 
 def _cause(error: BaseException) -> TidegateError:

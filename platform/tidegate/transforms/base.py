@@ -90,7 +90,8 @@ def moments(values: Array) -> State:
     known = np.isfinite(values)
     count = known.sum(axis=0)
     # Counted from a value of the column, so that a constant column has exactly that mean and no deviation at all.
-    origin = np.where(count > 0, values[known.argmax(axis=0), np.arange(values.shape[1])], 0.0)
+    first = values[known.argmax(axis=0), np.arange(values.shape[1])] if len(values) else np.zeros(values.shape[1])
+    origin = np.where(count > 0, first, 0.0)
     mean = origin + np.where(known, values - origin, 0.0).sum(axis=0) / np.maximum(count, 1)
     deviation = np.where(known, values - mean, 0.0)
     return {"count": count.tolist(), "mean": mean.tolist(), "m2": (deviation**2).sum(axis=0).tolist()}
