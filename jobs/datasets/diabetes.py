@@ -7,11 +7,10 @@ of 1; `target`, the progression of the disease after a year, 25 to 346.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from parquet import write_atomically
 
 from tidegate import settings
 
@@ -23,17 +22,6 @@ def diabetes_table() -> pa.Table:
     diabetes = load_diabetes()
     columns = {name: pa.array(diabetes.data[:, index]) for index, name in enumerate(diabetes.feature_names)}
     return pa.table({**columns, "target": pa.array(diabetes.target)})
-
-
-def write_atomically(table: pa.Table, path: Path) -> None:
-    """The file is there in full or not at all, also when two processes write it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def provide(folder: Path) -> Path:

@@ -6,12 +6,11 @@ Columns: `pixels` float32[64], row-major, 0 (white) to 16 (black); `label` int64
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from parquet import write_atomically
 
 from tidegate import settings
 
@@ -28,17 +27,6 @@ def digits_table() -> pa.Table:
             "label": pa.array(digits.target.astype(np.int64)),
         }
     )
-
-
-def write_atomically(table: pa.Table, path: Path) -> None:
-    """The file is there in full or not at all, also when two processes write it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def provide(folder: Path) -> Path:

@@ -12,7 +12,6 @@ import argparse
 import gzip
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
+from parquet import write_atomically
 
 from tidegate import settings
 from tidegate.errors import DataError
@@ -129,17 +128,6 @@ def read_digits(cache: Path) -> Digits:
 def digits_table(digits: Digits) -> pa.Table:
     pixels = pa.FixedSizeListArray.from_arrays(pa.array(digits.pixels.ravel()), SIDE * SIDE)
     return pa.table({"pixels": pixels, "label": pa.array(digits.labels)})
-
-
-def write_atomically(table: pa.Table, path: Path) -> None:
-    """The file is there in full or not at all, also when two processes write it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def provide(folder: Path, cache: Path | None = None) -> Path:

@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import importlib.util
 import io
-import os
 import re
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from parquet import write_atomically
 
 from tidegate import settings
 from tidegate.errors import DataError
@@ -108,17 +107,6 @@ def snippets_table(rows: list[tuple[str, str]], test_fold: int | None = None) ->
     if test_fold is not None:
         columns["split"] = pa.array([split_of(fold, test_fold) for fold in folds])
     return pa.table(columns)
-
-
-def write_atomically(table: pa.Table, path: Path) -> None:
-    """The file is there in full or not at all, also when two processes write it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def provide(folder: Path, test_fold: int | None = None, cache: Path | None = None) -> Path:

@@ -178,20 +178,19 @@ def test_one_worker_trains_to_the_end_and_tells_every_epoch_once(alone: tuple[Ch
     assert final.state["history"][-1]["validation.accuracy"] > 0.9
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_more_workers_make_the_same_weights_and_see_every_number_once(
+def test_three_workers_make_the_same_weights_and_see_every_number_once(
     alone: tuple[Checkpoint, list[News]],
     ledger: Path,
     prepared_of: Callable[[Spec], Prepared],
     audit_ledger: ModuleType,
-    workers: int,
 ) -> None:
-    spec = spec_of(DIGITS, workers)
+    """Three do not divide the four shards. Two workers are below, with one of them killed."""
+    spec = spec_of(DIGITS, 3)
     final = fit(spec, prepared_of(spec))
     assert digest(final) == digest(alone[0])
     assert final.state["history"] == alone[0].state["history"]
     found = audit_ledger.audit(ledger, prepared_of(spec), spec)
-    assert (found.epochs, found.workers) == (EPOCHS, workers)
+    assert (found.epochs, found.workers) == (EPOCHS, 3)
     assert found.rows == EPOCHS * prepared_of(spec).num_rows("train")
 
 

@@ -24,17 +24,23 @@ class Canonicalise:
     def __init__(self, data: Data) -> None:
         self.data = data
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the source that are read."""
+        return sorted(set(self._wanted().values()))
+
+    def _wanted(self) -> dict[str, str]:
+        """Columns of the source by the key of the spec that names them."""
+        split = {"data.split.stratify": self.data.split.stratify, "data.split.column": self.data.split.column}
+        return (
+            {f"data.inputs.{name}": name for name in self.data.inputs}
+            | {"data.target.column": self.data.target.column}
+            | {key: name for key, name in split.items() if name}
+        )
+
     def check(self, names: Sequence[str]) -> None:
         """Raise DataError when the source lacks a column that the spec names."""
-        wanted = {f"data.inputs.{name}": name for name in self.data.inputs} | {
-            "data.target.column": self.data.target.column
-        }
-        wanted |= {
-            f"data.split.{key}": name
-            for key, name in (("stratify", self.data.split.stratify), ("column", self.data.split.column))
-            if name
-        }
-        missing = [f"{name!r} ({key})" for key, name in wanted.items() if name not in names]
+        missing = [f"{name!r} ({key})" for key, name in self._wanted().items() if name not in names]
         if missing:
             raise DataError(
                 f"the source {self.data.source.path} has no column {', '.join(missing)}",

@@ -37,7 +37,7 @@ from tidegate.data.prepared import (
 )
 from tidegate.data.random import Rows
 from tidegate.data.splits import assign
-from tidegate.errors import DataError
+from tidegate.errors import DataError, RequestError
 from tidegate.spec.data import Data, InvalidRows
 from tidegate.spec.run import Spec
 from tidegate.transforms.base import Array, State, fits
@@ -128,11 +128,11 @@ def _numbered(block: pa.Table, start: int) -> pa.Table:
 
 def _checked(data: Data, files: list[sources.SourceFile]) -> ray.data.Dataset:
     """The source in canonical form, with row numbers, in memory (spilled by Ray where it does not fit)."""
-    raw = sources.read(data.source, files)
-    raw.context.execution_options.preserve_order = True
     reader = Canonicalise(data)
-    reader.check(_schema_names(raw, data))
-    blocks = raw.map_batches(reader, batch_format="pyarrow", batch_size=None, zero_copy_batch=True).to_arrow_refs()
+    reader.check(sources.column_names(data.source, files))
+    canonical = sources.read(data.source, files, reader.columns, reader)
+    canonical.context.execution_options.preserve_order = True
+    blocks = _blocks(canonical)
     count, number = ray.remote(_count), ray.remote(_numbered)
     counts = ray.get([count.remote(block) for block in blocks])
     if not sum(counts):
@@ -142,17 +142,15 @@ def _checked(data: Data, files: list[sources.SourceFile]) -> ray.data.Dataset:
     return ray.data.from_arrow_refs(numbered)
 
 
-def _schema_names(raw: ray.data.Dataset, data: Data) -> list[str]:
-    from ray.exceptions import RayError
-
+def _blocks(dataset: ray.data.Dataset) -> list[ray.ObjectRef[pa.Table]]:
+    """The blocks of a dataset. Raises the DataError that a task raised, without Ray's tracebacks."""
     try:
-        schema = raw.schema()
-    except (RayError, OSError, pa.ArrowException, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise DataError(
-            f"the source {data.source.path} is no readable {data.source.resolved_format()}: {reason}"
-        ) from None
-    return list(schema.names) if schema is not None else []
+        return list(dataset.to_arrow_refs())
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not (isinstance(cause, DataError) and type(cause) is DataError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise cause or error from None
 
 
 def _usable(data: Data, checked: ray.data.Dataset, say: Say) -> tuple[dict[str, Array], int]:
@@ -286,6 +284,12 @@ def _finish(
                 f"the class {record['unseen']!r} of column {column} occurs in the {record['split']} split only",
                 remedy=f"stratify the split by {column}, or drop that class",
             )
+        if record["unfit"]:
+            raise DataError(
+                f"the {record['split']} split holds what the transforms fitted on the training split cannot take: "
+                f"{record['unfit']}",
+                remedy="correct the data; for a category, `unknown: bucket` takes values that are new",
+            )
     return {
         split: [{key: r[key] for key in ("name", "rows", "bytes")} for r in records if r["split"] == split]
         for split in SPLITS
@@ -304,14 +308,20 @@ class Finisher:
         with pa.memory_map(str(staged)) as source:
             table = pa.ipc.open_file(source).read_all()
             values = {name: column_array(table.column(name)) for name in table.column_names}
-        record["unseen"] = self._unseen(values[TARGET])
+        record |= {"unseen": self._unseen(values[TARGET]), "unfit": ""}
         if not record["unseen"]:
-            arrays = {ROW: values[ROW], TARGET: TargetTransform(self.column, self.target).apply(values[TARGET])}
-            arrays |= Columns(self.states).apply(values)
-            record["bytes"] = write_arrays(self.work / record["name"], arrays)
-            open_arrays(self.work / record["name"], record["rows"])
+            try:
+                record["bytes"] = self._write(record, values)
+            except RequestError as error:
+                record["unfit"] = str(error)
         staged.unlink()
         return {"item": json.dumps(record)}
+
+    def _write(self, record: dict[str, Any], values: dict[str, Array]) -> int:
+        arrays = {ROW: values[ROW], TARGET: TargetTransform(self.column, self.target).apply(values[TARGET])}
+        size = write_arrays(self.work / record["name"], arrays | Columns(self.states).apply(values))
+        open_arrays(self.work / record["name"], record["rows"])
+        return size
 
     def _unseen(self, values: Array) -> str:
         if self.target["type"] != "category":

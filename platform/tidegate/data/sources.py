@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import posixpath
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from tidegate.data.formats import FORMATS, Piece, readable
 from tidegate.errors import DataError
-from tidegate.spec.data import FORMATS, Source
+from tidegate.spec.data import FORMATS as ENDINGS
+from tidegate.spec.data import Source
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -48,34 +50,71 @@ def listing(source: Source) -> list[SourceFile]:
     ]
 
 
-def read(source: Source, files: list[SourceFile]) -> Dataset:
-    """A dataset over the files, rows in the order of the files. Nothing but a file's schema is read yet."""
+def read(
+    source: Source, files: list[SourceFile], columns: list[str], convert: Callable[[pa.Table], pa.Table]
+) -> Dataset:
+    """A dataset of these columns, rows in the order of the files. Nothing is read yet.
+
+    `convert` brings tables whose types may differ from file to file to one schema, before Ray joins them.
+    """
     import ray.data
 
     filesystem, _ = _locate(source.path)
-    paths = [file.path for file in files]
-    blocks = max(len(files), sum(file.size for file in files) // BLOCK_BYTES)
     kind = source.resolved_format()
-    if kind == "parquet":
-        with _plain_parquet_reader():
-            return ray.data.read_parquet(paths, filesystem=filesystem, override_num_blocks=blocks)
-    if kind == "csv":
-        return ray.data.read_csv(paths, filesystem=filesystem, override_num_blocks=blocks)
-    return ray.data.read_json(paths, filesystem=filesystem, lines=True, override_num_blocks=blocks)
+    units = [json.dumps(unit) for unit in _units(filesystem, files, kind)]
+    reader = UnitReader(filesystem, kind, columns, convert)
+    return ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units)).map_batches(
+        reader, batch_format="pyarrow", batch_size=None
+    )
 
 
-@contextmanager
-def _plain_parquet_reader() -> Iterator[None]:
-    """Ray 2.60's new Parquet reader starts 32 actors a read to list even one file, which takes longer than the rest."""
-    from ray.data import DataContext
+def column_names(source: Source, files: list[SourceFile]) -> list[str]:
+    """The columns of the first file. Raises DataError when it cannot be read."""
+    filesystem, _ = _locate(source.path)
+    kind = source.resolved_format()
+    with readable(files[0].path, kind):
+        return FORMATS[kind].names(filesystem, files[0].path)
 
-    context = DataContext.get_current()
-    before = context.use_datasource_v2
-    context.use_datasource_v2 = False
-    try:
-        yield
-    finally:
-        context.use_datasource_v2 = before
+
+def _units(filesystem: pafs.FileSystem, files: list[SourceFile], kind: str) -> list[list[Piece]]:
+    """What each task reads: some small files, or a part of a large one. A task costs more than reading a small file."""
+    units: list[list[Piece]] = []
+    room = 0
+    for file in files:
+        for piece, size in _pieces(filesystem, file, kind):
+            if size > room:
+                units.append([])
+                room = BLOCK_BYTES
+            units[-1].append(piece)
+            room -= size
+    return units
+
+
+def _pieces(filesystem: pafs.FileSystem, file: SourceFile, kind: str) -> list[tuple[Piece, int]]:
+    if file.size <= BLOCK_BYTES:
+        return [((file.path, None), file.size)]
+    with readable(file.path, kind):
+        parts = FORMATS[kind].parts(filesystem, file.path)
+    return [((file.path, part), file.size // len(parts)) for part in parts]
+
+
+class UnitReader:
+    """The map step that reads a unit's pieces."""
+
+    def __init__(
+        self, filesystem: pafs.FileSystem, kind: str, columns: list[str], convert: Callable[[pa.Table], pa.Table]
+    ) -> None:
+        self.filesystem, self.kind, self.columns, self.convert = filesystem, kind, columns, convert
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        for unit in block.column("unit").to_pylist():
+            for path, part in json.loads(unit):
+                for table in self._tables(path, part):
+                    yield self.convert(table)
+
+    def _tables(self, path: str, part: list[int] | None) -> Iterator[pa.Table]:
+        with readable(path, self.kind):
+            yield from FORMATS[self.kind].tables(self.filesystem, path, part, self.columns)
 
 
 def _locate(path: str) -> tuple[pafs.FileSystem, str]:
@@ -93,7 +132,7 @@ def _matching(filesystem: pafs.FileSystem, path: str, source: Source) -> list[pa
     info = filesystem.get_file_info(path)
     if info.type != pafs.FileType.Directory:
         return [info] if info.is_file else []
-    endings = tuple(ending for ending, kind in FORMATS.items() if kind == source.resolved_format())
+    endings = tuple(ending for ending, kind in ENDINGS.items() if kind == source.resolved_format())
     found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     return [info for info in found if info.is_file and info.path.endswith(endings) and not _hidden(info.path, path)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import threading
@@ -25,6 +26,8 @@ from tidegate.training.checkpoint import Checkpoint
 from tidegate.training.job import Job, plan_of, total_steps
 from tidegate.training.loop import row_bytes, train_worker
 from tidegate.training.progress import Monitor, News
+
+logger = logging.getLogger(__name__)
 
 NEVER_S = 1e9
 """Ray's own resizing would restart a run without a checkpoint; it is put off for good."""
@@ -179,6 +182,6 @@ class _Watch:
     def _fetch(self) -> None:
         try:
             self.on_news(ray.get(self.monitor.news.remote(), timeout=5))
-        except ray.exceptions.RayError:
+        except (ray.exceptions.RayError, TidegateError) as error:
             # News is a courtesy: training goes on without it.
-            return
+            logger.warning("some progress of the run was not told: %s", error)

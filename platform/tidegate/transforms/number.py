@@ -106,6 +106,11 @@ def _cast(column: pa.Array) -> tuple[Array, Array]:
     if numeric:
         values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         return np.array(values, np.float64), np.zeros(len(column), bool)
+    if pa.types.is_string(column.type):
+        try:
+            return _cast(column.cast(pa.float64()))
+        except pa.ArrowInvalid:
+            pass  # Something is no number: find out which.
     values, wrong = np.full(len(column), np.nan), np.zeros(len(column), bool)
     for row, item in enumerate(column.to_pylist()):
         if item is None or (isinstance(item, str) and not item.strip()):
