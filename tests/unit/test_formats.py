@@ -95,11 +95,17 @@ def test_no_bytes_raise_another_error(tmp_path_factory: pytest.TempPathFactory, 
     for kind in FORMATS:
         path = tmp_path_factory.getbasetemp() / f"any.{kind}"
         path.write_bytes(data)
-        try:
-            rows(path, ["a", "b"])
-        except DataError as error:
-            assert str(error).startswith(f"{path} is no readable {kind}: ")
-            assert str(error).isprintable()
+        if message := refusal(path):
+            assert message.startswith(f"{path} is no readable {kind}: ")
+            assert message.isprintable()
+
+
+def refusal(path: Path) -> str:
+    try:
+        rows(path, ["a", "b"])
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def test_small_files_are_read_together_and_large_ones_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import ray.data
 
 logger = logging.getLogger(__name__)
-UNIT_BYTES = 4 * 2**20
+UNIT_BYTES = 16 * 2**20
 """About how large a unit is: large enough to hide a task's cost, small enough to arrive soon."""
 MAX_STEPS_PER_UNIT = 64
 NO_SHARD = -1

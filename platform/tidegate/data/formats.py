@@ -143,16 +143,16 @@ def _array(values: list[Any]) -> pa.Array:
         return pa.array(values)
     except (pa.ArrowException, OverflowError):
         depths = [_depth(value) for value in values]
-        depth = max(depths)
+        depth = max(0, *depths)
         return pa.array([_text(value) if at == depth else None for value, at in zip(values, depths, strict=True)])
 
 
 def _depth(value: Any) -> int:
-    """How deep lists are nested; one that is not nested evenly counts as no list."""
+    """How deep lists are nested; -1 when unevenly."""
     if not isinstance(value, list):
         return 0
-    inner = {_depth(item) for item in value if item is not None}
-    return 1 + inner.pop() if len(inner) == 1 else len(inner) == 0
+    inner = {_depth(item) for item in value if item is not None} or {0}
+    return -1 if len(inner) > 1 or -1 in inner else 1 + inner.pop()
 
 
 def _text(value: Any) -> Any:
