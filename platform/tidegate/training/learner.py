@@ -75,7 +75,7 @@ class Learner:
         rows = arrays[ROW]
         if not len(rows):
             return self.gradients.note(0.0, 0.0, flag)
-        # torch.manual_seed would also note the call stack for a CUDA that is not there: as long as a small forward pass.
+        # torch.manual_seed also notes the call stack for a CUDA that is not there: as long as a small forward pass.
         torch.default_generator.manual_seed(shard_seed(self.spec.seed, self.step, shard))
         outputs = self.model(tensors(arrays, self.device))
         loss = loss_sum(self.spec.task, outputs, torch.from_numpy(arrays[TARGET].copy()).to(self.device))
