@@ -30,7 +30,7 @@ from tidegate.errors import ClusterError, DataError, TrainingError
 from tidegate.models.build import build
 from tidegate.spec.run import Spec
 from tidegate.spec.train import Workers
-from tidegate.training import trainer, validation
+from tidegate.training import room, trainer, validation
 from tidegate.training.checkpoint import Checkpoint
 from tidegate.training.progress import News
 
@@ -405,9 +405,9 @@ def wait_until(true: Callable[[], bool]) -> None:
 def test_a_run_takes_no_more_workers_than_are_free_now(held: Callable[[int], Any]) -> None:
     wait_until(lambda: ray.available_resources().get("CPU", 0) == 8)
     held(4)
-    assert trainer._workers(Workers(min=1, max=8), print) == (1, 3)
-    assert trainer._workers(Workers(min=1, max=2), print) == (1, 2)
-    assert trainer._workers(Workers(min=1, max=2, cpu=2), print) == (1, 1)
+    assert room.workers(Workers(min=1, max=8), print) == (1, 3)
+    assert room.workers(Workers(min=1, max=2), print) == (1, 2)
+    assert room.workers(Workers(min=1, max=2, cpu=2), print) == (1, 1)
 
 
 def test_a_run_waits_for_cpus_that_are_held_and_says_so(held: Callable[[int], Any]) -> None:
@@ -418,5 +418,5 @@ def test_a_run_waits_for_cpus_that_are_held_and_says_so(held: Callable[[int], An
         said.append(text)
         ray.kill(holder)
 
-    assert trainer._workers(Workers(min=2, max=3), say) == (2, 3)
+    assert room.workers(Workers(min=2, max=3), say) == (2, 3)
     assert said == ["waiting for 3 CPUs: 1 are free"]

@@ -1,0 +1,47 @@
+"""Watching a run: fetches its news while it goes on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from tidegate.errors import TidegateError
+from tidegate.training.progress import News
+
+logger = logging.getLogger(__name__)
+
+NEWS_EVERY_S = 0.5
+OnNews = Callable[[News], None]
+
+
+class Watch:
+    """Fetches news while training runs, in a thread of its own, and once more at the end."""
+
+    def __init__(self, monitor: Any, on_news: OnNews) -> None:
+        self.monitor, self.on_news = monitor, on_news
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True, name="tidegate-news")
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(timeout=10)
+        ray.kill(self.monitor)
+
+    def _follow(self) -> None:
+        while not self._over.wait(NEWS_EVERY_S):
+            self._fetch()
+        self._fetch()
+
+    def _fetch(self) -> None:
+        try:
+            self.on_news(ray.get(self.monitor.news.remote(), timeout=5))
+        except (ray.exceptions.RayError, TidegateError) as error:
+            # News is a courtesy: training goes on without it.
+            logger.warning("some progress of the run was not told: %s", error)
