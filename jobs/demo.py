@@ -52,7 +52,7 @@ def show(keep: bool, port: int) -> None:
         outcome = tg.train(spec).outcome()
         outcome.raise_if_missed()
         ask(spec)
-        print(f"\nmodel card and pictures: {outcome.version.path}")
+        print(f"\nmodel card and pictures: {outcome.version.path}/about")
     finally:
         if keep or was_up:
             print("the endpoint stays up; to stop it: .venv/bin/tidegate down")

@@ -3,7 +3,7 @@
     weights.safetensors   the module's tensors
     model.json            model type, transforms with their fitted state, target, signature, what decided the training
     artifact.json         sha256 of both and the content digest; written last
-    README.md, lineage.json and pictures lie beside them; they describe the version and are no part of its content.
+    about/                the model card, lineage, report and pictures: they describe the version, and are no part of it
 
 The content digest covers weights, transforms, signature and the normalised spec (not the number of workers, names or
 paths): two runs that made the same model have the same digest. It is checked at every load. Nothing here is pickled.
@@ -35,7 +35,7 @@ from tidegate.transforms.columns import Columns
 from tidegate.transforms.target import TargetTransform
 
 FORMAT = 1
-WEIGHTS, MODEL, MANIFEST = "weights.safetensors", "model.json", "artifact.json"
+WEIGHTS, MODEL, MANIFEST, ABOUT = "weights.safetensors", "model.json", "artifact.json", "about"
 
 
 class Model:

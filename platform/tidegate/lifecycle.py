@@ -96,14 +96,16 @@ def _run(spec: Spec, name: str, recorded: str, say: Say, on_news: Callable[[News
     results = _evaluate(folder, digest, prepared, spec)
     report = results["test"].report
     lineage = _lineage(spec, name, prepared, final)
-    _describe(folder, spec, digest, results, lineage, final.state["history"])
-    tracking.log_files(recorded, folder)
+    about = folder / artifact.ABOUT
+    about.mkdir()
+    _describe(about, spec, digest, results, lineage, final.state["history"])
+    tracking.log_files(recorded, about)
     metrics = {
         f"{split}.{metric}": value
         for split, result in results.items()
         for metric, value in result.report.metrics.items()
     }
-    tracking.log_metrics(recorded, final.step, metrics)
+    tracking.log_metrics(recorded, final.step, metrics | _per_class(report))
     version = registry.register(spec.name, path=folder, digest=digest, run_id=name, metrics=metrics, lineage=lineage)
     say(render(report, f"{version.ref}, test split"))
     missed = evaluation.check(spec.evaluate.require, metrics)
@@ -111,6 +113,10 @@ def _run(spec: Spec, name: str, recorded: str, say: Say, on_news: Callable[[News
     if missed:
         say(f"{version.ref} is not published: {'; '.join(missed)}")
     return Outcome(name, registry.version(version.ref), report, endpoint, missed)
+
+
+def _per_class(report: Report) -> dict[str, float]:
+    return {f"test.{name}.{item.name}": getattr(item, name) for item in report.per_class for name in ("recall", "f1")}
 
 
 def _logged(recorded: str, on_news: Callable[[News], None]) -> Callable[[News], None]:
