@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from tidegate.errors import RequestError, UnavailableError
-from tidegate.serving.batching import Batcher, Rows
+from tidegate.serving.batching import QUICK_S, RECENT_PASSES, Batcher, Rows
 
 WAIT_S = 10.0
 
@@ -236,3 +237,30 @@ def test_a_model_that_loses_rows_is_an_error_not_a_wrong_answer() -> None:
         await batcher.close()
 
     run(test)
+
+
+def test_a_quick_model_is_asked_on_the_loop_and_a_slow_one_is_not() -> None:
+    threads: list[str] = []
+    pause = 0.0
+
+    def predict(inputs: Rows) -> Rows:
+        threads.append(threading.current_thread().name)
+        time.sleep(pause)
+        return {"y": inputs["x"]}
+
+    async def ask(batcher: Batcher, times: int) -> None:
+        for number in range(times):
+            answer = await batcher.submit({"x": np.asarray([number])})
+            assert answer["y"].tolist() == [number]
+
+    async def main() -> None:
+        nonlocal pause
+        batcher = Batcher(predict, max_rows=4)
+        await ask(batcher, 3 * RECENT_PASSES)
+        assert "MainThread" in threads
+        pause = 4 * QUICK_S
+        await ask(batcher, 2 * RECENT_PASSES)
+        assert threads[-1].startswith("predict"), "it has become slow, and went back to its thread"
+        await batcher.close()
+
+    asyncio.run(main())

@@ -98,6 +98,8 @@ def _application(
         "route_prefix": prefix,
         "import_path": import_path,
         "args": args,
+        # A line in a log for each request costs a fifth of a small model's throughput.
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
         "deployments": [deployment],
     }
     return {**application, "runtime_env": dict(runtime_env)} if runtime_env else application
