@@ -143,7 +143,7 @@ def test_files_and_blocks_do_not_matter(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(alone.files("train")) == 6
     assert hashes(alone) == hashes(apart)
     assert alone.manifest["columns"] == apart.manifest["columns"]
-    monkeypatch.setattr(prepare_module, "MAX_PARTITIONS", 1)
+    monkeypatch.setattr("tidegate.data.stage.MAX_PARTITIONS", 1)
     monkeypatch.setattr("tidegate.data.sources.BLOCK_BYTES", 1000)
     monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", 2000)
     again = prepare(iris_spec(one, "jsonl").model_copy(update={"name": "again"}), silent)
