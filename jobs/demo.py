@@ -23,6 +23,8 @@ JOBS = Path(__file__).parent
 SPEC = JOBS / "specs" / "digits.yaml"
 SHADES = " .:-=+*#%@"
 ROWS_SHOWN = 4
+STAYS = "the endpoint stays up; to stop it: .venv/bin/tidegate down"
+STOPPED = "stopped; everything is kept: .venv/bin/tidegate up brings the endpoint back"
 
 
 def main() -> int:
@@ -44,21 +46,22 @@ def show(keep: bool, port: int) -> None:
     """Run the story. A cluster that was up before stays up."""
     was_up = cluster.current() is not None
     print("starting Ray ..." if not was_up else "using the cluster that is up", flush=True)
+    served = False
     try:
-        cluster.up(serve_port=port)
-        connect()
+        connect(cluster.up(serve_port=port).address)
         subprocess.run([sys.executable, str(JOBS / "datasets" / "digits.py")], check=True, stdout=subprocess.DEVNULL)
         spec = tg.load_spec(SPEC)
         outcome = tg.train(spec).outcome()
         outcome.raise_if_missed()
         ask(spec)
+        served = True
         print(f"\nmodel card and pictures: {outcome.version.path}/about")
     finally:
-        if keep or was_up:
-            print("the endpoint stays up; to stop it: .venv/bin/tidegate down")
-        else:
+        stays = was_up or (keep and served)
+        if not stays:
             cluster.down()
-            print("stopped; everything is kept: .venv/bin/tidegate up brings the endpoint back")
+        if served:
+            print(STAYS if stays else STOPPED)
 
 
 def ask(spec: Spec) -> None:

@@ -109,12 +109,6 @@ class ClusterError(TidegateError):
     code = "cluster"
 
 
-class FeatureError(TidegateError):
-    """A feature that is off because the installed Ray lacks what it stands on."""
-
-    code = "feature"
-
-
 class TrainingError(TidegateError):
     """A training run that failed."""
 

@@ -105,8 +105,9 @@ def _run(spec: Spec, name: str, recorded: str, say: Say, on_news: Callable[[News
         for split, result in results.items()
         for metric, value in result.report.metrics.items()
     }
-    tracking.log_metrics(recorded, final.step, metrics | _per_class(report))
+    tracking.log_metrics(recorded, final.step, metrics)
     version = registry.register(spec.name, path=folder, digest=digest, run_id=name, metrics=metrics, lineage=lineage)
+    tracking.log_metrics(recorded, final.step, _per_class(report))
     say(render(report, f"{version.ref}, test split"))
     missed = evaluation.check(spec.evaluate.require, metrics)
     endpoint = None if missed else _publish(spec, version, name, say)
@@ -120,14 +121,16 @@ def _per_class(report: Report) -> dict[str, float]:
 
 
 def _logged(recorded: str, on_news: Callable[[News], None]) -> Callable[[News], None]:
-    """Keeps every finished epoch in MLflow, then passes the news on."""
+    """Passes the news on and keeps every finished epoch in MLflow, at the next news if MLflow is busy."""
+
+    pending: list[tuple[int, dict[str, float]]] = []
 
     def keep(news: News) -> None:
-        if news.epochs:
-            tracking.log_history(
-                recorded, [(int(e["step"]), {k: v for k, v in e.items() if k != "step"}) for e in news.epochs]
-            )
         on_news(news)
+        pending.extend((int(e["step"]), {k: v for k, v in e.items() if k != "step"}) for e in news.epochs)
+        if pending:
+            tracking.log_history(recorded, pending)
+            pending.clear()
 
     return keep
 

@@ -32,16 +32,30 @@ def read(path: Path) -> pa.Table:
         raise DataError(f"{path} cannot be read: {error}") from None
 
 
+def check_output(path: Path) -> None:
+    """Raise DataError when `write` could not write there: better before the work than after it."""
+    if path.suffix not in ENDINGS:
+        raise DataError(f"{path} is of no known kind", expected=f"a file ending in {', '.join(ENDINGS)}")
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"there is no folder {path.absolute().parent}", remedy="create it first")
+
+
 def write(table: pa.Table, path: Path) -> None:
-    """Write a whole file, of the kind its ending names."""
+    """Write a whole file, of the kind its ending names. Raises DataError."""
+    check_output(path)
+    try:
+        _write(table, path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _write(table: pa.Table, path: Path) -> None:
     if path.suffix == ".parquet":
         pa.parquet.write_table(table, str(path))
     elif path.suffix == ".csv":
         pa.csv.write_csv(_without_lists(table), str(path))
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
     else:
-        raise DataError(f"{path} is of no known kind", expected=f"a file ending in {', '.join(ENDINGS)}")
+        path.write_text("".join(json.dumps(row, default=str) + "\n" for row in table.to_pylist()))
 
 
 def columns(table: pa.Table, names: Sequence[str], source: str) -> dict[str, list[Any]]:
@@ -80,6 +94,6 @@ def _without_lists(table: pa.Table) -> pa.Table:
     """CSV has no lists: they become JSON text."""
     for index, field in enumerate(table.schema):
         if pa.types.is_nested(field.type):
-            texts = pa.array([json.dumps(value) for value in table.column(index).to_pylist()])
+            texts = pa.array([json.dumps(value, default=str) for value in table.column(index).to_pylist()])
             table = table.set_column(index, field.name, texts)
     return table

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EXPERIMENT = "tidegate"
+MAX_KEY = 250
 RUN_TAG = "tidegate.run"
 BATCH = 100
 """Parameters or tags MLflow takes at once; it takes ten times as many metrics."""
@@ -190,7 +191,7 @@ def _parameters(spec: str) -> list[Any]:
 
 def _key(text: str) -> str:
     """MLflow takes only these characters; metrics of a class carry its label, which may hold any."""
-    return re.sub(r"[^\w. -]", "_", text).strip(" .") or "_"
+    return (re.sub(r"[^\w. -]", "_", text).strip(" .") or "_")[:MAX_KEY]
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tidegate.errors import RequestError, UnavailableError
-from tidegate.serving.batching import QUICK_S, RECENT_PASSES, Batcher, Rows
+from tidegate.serving.batching import RECENT_PASSES, SLOW_S, Batcher, Rows
 
 WAIT_S = 10.0
 
@@ -258,7 +258,7 @@ def test_a_quick_model_is_asked_on_the_loop_and_a_slow_one_is_not() -> None:
         batcher = Batcher(predict, max_rows=4)
         await ask(batcher, 3 * RECENT_PASSES)
         assert "MainThread" in threads
-        pause = 4 * QUICK_S
+        pause = 2 * SLOW_S
         await ask(batcher, 2 * RECENT_PASSES)
         assert threads[-1].startswith("predict"), "it has become slow, and went back to its thread"
         await batcher.close()

@@ -93,3 +93,10 @@ def test_rows_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_bytes(b"rubbish")
     assert "cannot be read" in tidegate(tmp_path, "predict", "digits", str(tmp_path / "rows.parquet")).stderr
     assert "no known kind" in tidegate(tmp_path, "predict", "digits", str(tmp_path / "rows.txt")).stderr
+
+
+def test_where_answers_go_is_checked_first(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("x\n1\n")
+    assert "no known kind" in tidegate(tmp_path, "predict", "digits", str(rows), "-o", "out.xls").stderr
+    assert "no folder /nowhere" in tidegate(tmp_path, "predict", "digits", str(rows), "-o", "/nowhere/out.csv").stderr

@@ -25,7 +25,7 @@ def up(cpus: int | None, gpus: int | None, port: int, auth: str) -> None:
     if cluster.current() is None:
         click.echo("starting Ray ...")
     local = cluster.up(cpus=cpus, gpus=gpus, serve_port=port, auth=auth)
-    connection.connect()
+    connection.connect(local.address)
     from tidegate.serving import deploy
 
     deploy.restore()

@@ -65,6 +65,8 @@ def predict(endpoint: str, rows: Path, output: Path | None, url: str | None) -> 
     from tidegate import cluster, tables
     from tidegate.client import Client
 
+    if output is not None:
+        tables.check_output(output)
     table = tables.read(rows)
     local = cluster.current()
     with Client(url or (local.serve_url if local else "http://127.0.0.1:8000")) as client:

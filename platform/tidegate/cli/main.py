@@ -42,14 +42,29 @@ def main() -> None:
     try:
         shows_traceback = settings.TRACEBACK.flag()
         tidegate(standalone_mode=False)
-    except TidegateError as error:
-        if shows_traceback:
-            raise
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except Exception as error:
+        if shows_traceback:
+            raise
+        click.echo(f"error: {_line(error)}", err=True)
+        sys.exit(getattr(_cause(error), "exit_code", 1))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a task of Ray raised, without Ray's wrapping; any other error as it is."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
+def _line(error: BaseException) -> str:
+    cause = _cause(error)
+    if isinstance(cause, TidegateError):
+        return str(cause)
+    lines = str(cause).strip().splitlines()
+    what = f"{type(cause).__name__}: {lines[-1]}" if lines else type(cause).__name__
+    return f"{what} (TIDEGATE_TRACEBACK=1 shows where)"

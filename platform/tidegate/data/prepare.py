@@ -153,7 +153,8 @@ def _usable(data: Data, checked: ray.data.Dataset, say: Say) -> tuple[dict[str, 
     """Row numbers, strata and split names of the rows that fit; and how many rows were dropped."""
     names = [ROW, PROBLEM, *([STRATUM] if data.split.stratify else []), *([NAMED] if data.split.column else [])]
     batches = checked.select_columns(names).iter_batches(batch_size=None, batch_format="pyarrow")
-    table = pa.concat_tables(batches)
+    # Batches arrive as their tasks end.
+    table = pa.concat_tables(batches).sort_by(ROW)
     columns = {name: column_array(table.column(name)) for name in names}
     found = columns.pop(PROBLEM)
     usable = fits(found)

@@ -25,6 +25,7 @@ Predict = Callable[[Rows], Rows]
 MAX_WAITING = 256
 QUICK_S = 1e-3
 """A model that answers within this is asked on the event loop itself: handing over to a thread would cost as much."""
+SLOW_S = 20 * QUICK_S
 RECENT_PASSES = 8
 
 
@@ -51,7 +52,7 @@ class Batcher:
         self._waiting: deque[_Request] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
         self._runner: asyncio.Task[None] | None = None
-        self._seconds: deque[float] = deque(maxlen=RECENT_PASSES)
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_PASSES)
 
     async def submit(self, inputs: Rows) -> Rows:
         """The model's outputs for `inputs`, row by row in their order.
@@ -81,7 +82,7 @@ class Batcher:
     async def _run(self) -> None:
         try:
             while self._waiting:
-                if self._is_quick:
+                if self._is_quick(1):
                     # Requests that have arrived by now are read first and join the batch.
                     await asyncio.sleep(0)
                 batch = self._take()
@@ -93,20 +94,24 @@ class Batcher:
         finally:
             self._runner = None
 
-    @property
-    def _is_quick(self) -> bool:
-        # The least of the recent passes: what a busy machine adds to the others says nothing about the model.
-        return len(self._seconds) == RECENT_PASSES and min(self._seconds) < QUICK_S
+    def _is_quick(self, num_rows: int) -> bool:
+        """Whether recent passes say that so many rows are answered at once: at most twice what was quick before."""
+        quick = [rows for rows, seconds in self._recent if seconds < QUICK_S]
+        return len(self._recent) == RECENT_PASSES and bool(quick) and num_rows <= 2 * max(quick)
 
     async def _answers(self, requests: list[Rows]) -> list[Rows | Exception]:
-        if self._is_quick:
+        if self._is_quick(sum(map(_num_rows, requests))):
             return self._timed(requests)
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._timed, requests)
 
     def _timed(self, requests: list[Rows]) -> list[Rows | Exception]:
         started = time.perf_counter()
         outcomes = self._compute(requests)
-        self._seconds.append(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        if seconds > SLOW_S:
+            # Not only more rows make a pass slow (longer texts do): what was quick has to show it anew, in the thread.
+            self._recent.clear()
+        self._recent.append((sum(map(_num_rows, requests)), seconds))
         return outcomes
 
     def _take(self) -> list[_Request]:

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from tidegate import ray_internals, settings
+from tidegate import ray_internals, settings, store
 from tidegate.errors import ClusterError, ConflictError, NotFoundError, TidegateError
 from tidegate.serving.deployer import Deployer, Progress, base_url
 from tidegate.serving.status import EndpointStatus
@@ -140,6 +140,11 @@ def _deployer() -> Any:
             f"this cluster's endpoints are kept in {home}",
             expected=f"that the home directory is the same, not {settings.home()}",
             remedy=f"set TIDEGATE_HOME={home}",
+        )
+    if _ask(deployer.registry) != store.digest():
+        raise ClusterError(
+            "this cluster's endpoints look up versions in another registry than this process",
+            remedy="set MLFLOW_TRACKING_URI as when the cluster started, or run `tidegate down` and `up` with it",
         )
     return deployer
 

@@ -15,7 +15,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
-from tidegate import ray_internals, registry, settings
+from tidegate import ray_internals, registry, settings, store
 from tidegate.errors import TidegateError
 from tidegate.serving import desired
 from tidegate.serving.applications import (
@@ -64,6 +64,10 @@ class Deployer:
     def home(self) -> str:
         """The home directory whose endpoints this deployer keeps."""
         return str(settings.home())
+
+    def registry(self) -> str:
+        """A digest of where versions are looked up; the address itself may hold a password."""
+        return store.digest()
 
     def trouble(self) -> str | None:
         """What the last round failed on; empty when it did not, None before the first one is through."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from tidegate import metrics, settings
 from tidegate.errors import SpecError
@@ -27,10 +27,19 @@ def _file_or_not(value: object) -> str:
     return "written out" if isinstance(value, (Mapping, Endpoint)) else "file"
 
 
+def _no_number(alias: str) -> str:
+    if re.fullmatch(r"[0-9]+|v[0-9]+|latest", alias):
+        raise ValueError("write an alias that is no number, no v and a number, and not latest: those mean versions")
+    return alias
+
+
+Alias = Annotated[Name, AfterValidator(_no_number)]
+
+
 class Publish(Part):
     """Where a version goes that meets `evaluate.require`: an alias, and an endpoint (a file, or written out here)."""
 
-    alias: Name | None = None
+    alias: Alias | None = None
     endpoint: (
         Annotated[Annotated[Endpoint, Tag("written out")] | Annotated[str, Tag("file")], Discriminator(_file_or_not)]
         | None
