@@ -17,7 +17,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-TIMEOUT_S = 420
+TIMEOUT_S = 900
 
 
 @dataclass(frozen=True)

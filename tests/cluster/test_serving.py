@@ -290,7 +290,7 @@ def test_a_killed_deployer_comes_back_and_goes_on(url: str) -> None:
         wait_for(lambda: got.count("2") > 20)
     assert set(got) == {"1", "2"}
     assert ray.get(actor.__ray_call__.remote(lambda _: os.getpid())) != killed
-    assert status_of("numbers").version == 2
+    wait_for(lambda: status_of("numbers").version == 2)
 
 
 def test_other_peoples_applications_stay_and_cannot_remove_ours(url: str) -> None:
