@@ -37,8 +37,6 @@ LEDGER = Setting("TIDEGATE_LEDGER", "", "a directory: workers record every row t
 TRACKING_URI = Setting("MLFLOW_TRACKING_URI", "", "an MLflow server to use instead of the SQLite file under home")
 SERVE_PORT = Setting("TIDEGATE_SERVE_PORT", "8000", "the port of 127.0.0.1 where endpoints answer")
 
-ALL = (HOME, TRACEBACK, RAY_LOGS, LEDGER, TRACKING_URI, SERVE_PORT)
-
 
 def home() -> Path:
     """The directory that holds everything Tidegate keeps; absolute, created if missing, private to the user."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import threading
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ import torch
 from ray.serve.schema import ServeDeploySchema
 
 from mutations import mutated
+from ports import free_port
 from tidegate import artifact, cluster, connection, ray_internals, registry
 from tidegate.data.prepared import Prepared
 from tidegate.errors import ClusterError, NotFoundError
@@ -100,11 +100,6 @@ def _url(home: Path) -> str:
 
 def move_alias(number: int) -> None:
     registry.set_alias("numbers", "production", number, who="test", why="test")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ports import free_port
 from tidegate import cluster, connection
 from tidegate.errors import ClusterError
 
@@ -83,11 +83,6 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module", name="up")
 def _up(home: Path) -> cluster.LocalCluster:
     return cluster.up(cpus=4, gpus=0, serve_port=free_port(), auth="token")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

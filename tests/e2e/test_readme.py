@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stranger import Stranger, free_port
+from ports import free_port
+from stranger import Stranger
 from tidegate.spec.document import parse
 from tidegate.spec.run import Spec
 

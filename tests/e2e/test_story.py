@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stranger import Stranger, free_port
+from ports import free_port
+from stranger import Stranger
 
 pytestmark = pytest.mark.cluster
 

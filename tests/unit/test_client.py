@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ports import free_port
 from tidegate import client as client_module
 from tidegate import protocol
 from tidegate.client import Client, curl_line
@@ -116,12 +116,6 @@ def client(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clie
     monkeypatch.setattr(client_module, "RETRY_DELAYS_S", (0.0, 0.0, 0.0))
     with Client(endpoint.url, timeout_s=10) as client:
         yield client
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def rows(count: int) -> dict[str, Any]:

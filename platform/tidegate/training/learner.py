@@ -17,6 +17,7 @@ from tidegate.spec.run import Spec
 from tidegate.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from tidegate.training.early_stop import BestEpoch
 from tidegate.training.gradients import EXTRAS, Gradients
+from tidegate.training.job import total_steps
 from tidegate.training.ledger import Ledger
 from tidegate.training.objective import loss_sum
 from tidegate.training.optimizer import build_optimizer, rate_factor, set_rate
@@ -35,7 +36,7 @@ class Learner:
     ) -> None:
         self.spec, self.plan, self.ledger = spec, plan, ledger
         self.device = torch.device("cpu")
-        self.total_steps = spec.train.epochs * plan.steps_per_epoch
+        self.total_steps = total_steps(spec, plan)
         self.model = build(spec.model, prepared.features, prepared.target.num_outputs, seed=spec.seed).to(self.device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(spec.train.optimizer, self.parameters)
