@@ -56,6 +56,13 @@ class TextInput(Part):
     max_length: int = Field(256, ge=1, le=100_000)
 
 
+class ImageAugment(Part):
+    """Changes drawn anew for each row and epoch, in training only: a shift by up to so many pixels, a mirror image."""
+
+    shift: int = Field(0, ge=0, le=1000)
+    flip: bool = False
+
+
 class ImageInput(Part):
     """An image: encoded (PNG, JPEG) or a list of height x width x channels numbers from 0 to `max_value`."""
 
@@ -63,6 +70,7 @@ class ImageInput(Part):
     size: Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=2, max_length=2)]
     channels: Literal[1, 3] = 1
     max_value: float = Field(255.0, gt=0)
+    augment: ImageAugment | None = None
 
 
 Input = Annotated[NumberInput | CategoryInput | TextInput | ImageInput, Field(discriminator="type")]
@@ -122,6 +130,19 @@ class Data(Part):
     target: Target
     split: Split = Split()
     invalid_rows: InvalidRows = InvalidRows()
+    feed: Literal["auto", "ray_data", "local"] = "auto"
+
+    @property
+    def has_row_work(self) -> bool:
+        """Whether rows are worked on after `prepare`, while training goes on."""
+        return any(isinstance(column, ImageInput) and column.augment for column in self.inputs.values())
+
+    @property
+    def resolved_feed(self) -> Literal["ray_data", "local"]:
+        """The feed asked for; `auto` spreads row-wise work over the cluster and reads what is ready locally."""
+        if self.feed != "auto":
+            return self.feed
+        return "ray_data" if self.has_row_work else "local"
 
     @model_validator(mode="after")
     def _target_is_no_input(self) -> Data:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, StringConstraints, model_validator
 
 from tidegate.spec.base import BrokenRules, Part
 
@@ -57,4 +57,16 @@ class Transformer(Part):
         return self
 
 
-Model = Annotated[Linear | Mlp | Cnn | Transformer, Field(discriminator="type")]
+ImportPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", max_length=512)]
+
+
+class Custom(Part):
+    """A person's own module. `build` and `loss` name a class or function as `package.module:name`."""
+
+    type: Literal["custom"]
+    build: ImportPath
+    loss: ImportPath | None = None
+    args: dict[str, JsonValue] = {}
+
+
+Model = Annotated[Linear | Mlp | Cnn | Transformer | Custom, Field(discriminator="type")]

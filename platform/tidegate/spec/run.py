@@ -72,7 +72,7 @@ class Spec(Part):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Spec:
-        rules = _input_rules(self) + _metric_rules(self)
+        rules = _input_rules(self) + _metric_rules(self) + _weight_rules(self)
         if rules:
             raise BrokenRules(rules)
         return self
@@ -116,10 +116,17 @@ def _input_rules(spec: Spec) -> list[tuple[str, str]]:
             others = [f"data.inputs.{name}.type" for name, column in spec.data.inputs.items() if column.type != wanted]
             surplus = [f"data.inputs.{name}" for name in spec.data.inputs]
             return [(path, sentence) for path in (*(others or surplus), "model.type")]
-    elif "text" in kinds:
+    elif "text" in kinds and model != "custom":
         column = next(name for name, column in spec.data.inputs.items() if column.type == "text")
         sentence = f"model type {model} takes no text; write model type transformer"
         return [(f"data.inputs.{column}.type", sentence), ("model.type", sentence)]
+    return []
+
+
+def _weight_rules(spec: Spec) -> list[tuple[str, str]]:
+    if spec.train.class_weights is not None and spec.task != "classification":
+        sentence = f"class weights are for a classifier; the target's type is {spec.data.target.type}"
+        return [("train.class_weights", sentence), ("data.target.type", sentence)]
     return []
 
 
@@ -129,6 +136,8 @@ def _metric_rules(spec: Spec) -> list[tuple[str, str]]:
     asked |= {f"evaluate.require.{path}": path.split(".")[1] for path in spec.evaluate.require}
     if spec.train.early_stop:
         asked["train.early_stop.metric"] = spec.train.early_stop.metric.split(".")[1]
+    if spec.train.checkpoint.best:
+        asked["train.checkpoint.best"] = spec.train.checkpoint.best.split(".")[1]
     rules = [
         (path, f"{name!r} is no metric of {spec.task}; write one of {', '.join(known)}")
         for path, name in asked.items()

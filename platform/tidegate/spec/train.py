@@ -47,25 +47,43 @@ class Schedule(Part):
     warmup_fraction: float = Field(0.0, ge=0, lt=1)
 
 
+Metric = Annotated[str, StringConstraints(pattern=r"^validation\.[a-z0-9]+$")]
+
+
 class EarlyStop(Part):
     """Stop when `metric` has not improved for `patience` epochs; the best epoch's weights are kept."""
 
-    metric: Annotated[str, StringConstraints(pattern=r"^validation\.[a-z0-9]+$")] = "validation.loss"
+    metric: Metric = "validation.loss"
     patience: int = Field(2, ge=1, le=10_000)
 
 
+class Checkpoint(Part):
+    """When the state of a run is kept, and where: under the home directory, or at a URI that pyarrow opens."""
+
+    every_s: float = Field(60.0, gt=0, le=1e6)
+    every_steps: int | None = Field(None, ge=1)
+    keep: int = Field(2, ge=1, le=1000)
+    best: Metric | None = None
+    path: str | None = Field(None, min_length=1)
+
+
 class Workers(Part):
-    """How many worker processes train, and the logical CPUs of each (also its number of compute threads)."""
+    """How many worker processes train, the logical CPUs of each (also its compute threads), and whether it has a GPU."""
 
     min: int = Field(1, ge=1, le=4096)
     max: int = Field(1, ge=1, le=4096)
     cpu: int = Field(1, ge=1, le=1024)
+    gpu: int = Field(0, ge=0, le=1)
+    accelerator: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Workers:
         if self.max < self.min:
             sentence = f"max is {self.max} but min is {self.min}; make max at least min"
             raise BrokenRules([("max", sentence), ("min", sentence)])
+        if self.accelerator and not self.gpu:
+            sentence = "an accelerator type needs gpu: 1; write it, or leave the accelerator out"
+            raise BrokenRules([("accelerator", sentence), ("gpu", sentence)])
         return self
 
 
@@ -81,10 +99,24 @@ class Train(Part):
     epochs: int = Field(10, ge=1, le=1_000_000)
     global_batch: Annotated[int | Literal["all"], BeforeValidator(_batch)] = 64
     shards: int = Field(4, ge=1, le=4096)
+    micro_batch: int | None = Field(None, ge=1)
+    reduction: Literal["ordered", "fast"] = "ordered"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]] | None = None
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     early_stop: EarlyStop | None = None
+    checkpoint: Checkpoint = Checkpoint()
     workers: Workers = Workers()
+
+    @model_validator(mode="after")
+    def _one_best(self) -> Train:
+        best, stop = self.checkpoint.best, self.early_stop
+        if best and stop and best != stop.metric:
+            sentence = f"the best epoch is by {best} and by {stop.metric}; name one metric"
+            raise BrokenRules([("checkpoint.best", sentence), ("early_stop.metric", sentence)])
+        return self
 
     @model_validator(mode="after")
     def _every_worker_has_a_shard(self) -> Train:
