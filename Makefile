@@ -1,14 +1,18 @@
-# make demo     train on real data, register, serve, ask, show; nothing is left running (KEEP=1 leaves the endpoint up)
-# make test     lint, types and all tests: what CI runs
-# make bench    side by side with peers; make results: quality of the shipped specs over seeds and folds (long)
+# make demo          train on real data, register, serve, ask, show; nothing is left running (KEEP=1 leaves the endpoint up)
+# make test          lint, types and all tests: what CI runs
+# make test-elastic  runs that are resized, paused and hurt while they train: what becomes of rows, steps and weights
+# make bench         side by side with peers, on a machine that does nothing else (hours): serving, training against
+#                    torchrun, reductions, checkpoints, resizes, memory; goes through all and then names what was missed
+# make results       quality of the shipped specs over seeds and folds (long)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCHMARKS := serving training reduction checkpoints resize memory
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint types unit cluster e2e bench results clean
+.PHONY: setup demo test lint types unit cluster e2e test-elastic bench results clean
 
 setup: $(STAMP)
 
@@ -40,9 +44,13 @@ cluster: $(STAMP)
 e2e: $(STAMP)
 	$(BIN)/python -m pytest tests/e2e
 
+test-elastic: $(STAMP)
+	$(BIN)/python -m pytest tests/elastic
+
 bench: $(STAMP)
-	$(BIN)/python tests/benchmarks/serving.py
-	$(BIN)/python tests/benchmarks/training.py
+	@missed=; for name in $(BENCHMARKS); do \
+		echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py || missed="$$missed $$name"; \
+	done; [ -z "$$missed" ] || { echo "missed or failed:$$missed"; exit 1; }
 
 results: $(STAMP)
 	$(BIN)/python tests/benchmarks/quality.py

@@ -1,4 +1,7 @@
-"""Train a run spec as a Ray job: `ray job submit ... -- python jobs/train.py jobs/specs/digits.yaml`."""
+"""Train a run spec as a Ray job: `ray job submit ... -- python jobs/train.py jobs/specs/digits.yaml`.
+
+Takes what `tidegate train` takes: with `--name RUN` a job that was stopped or lost goes on when it is submitted again.
+"""
 
 import sys
 

@@ -1,16 +1,19 @@
-"""Audits a whole, undisturbed run: every planned row once an epoch, in the order of the plan, whatever the workers.
+"""Audits a run's final history: every planned row once an epoch, in the order of the plan, whatever befell the run.
 
     python tests/audit_ledger.py LEDGER_DIR PREPARED_FOLDER SPEC.yaml
 
-The ledger is what workers wrote with TIDEGATE_LEDGER set. That each row counts once an epoch is checked against the
-prepared files themselves, not against the plan; only the order is the plan's. Exits with 1 at the first difference.
+The ledger is what workers wrote with TIDEGATE_LEDGER set. Where workers were lost, steps were computed again: of each
+step the notes written last are the ones that led to the final model, the others are counted as thrown away. The final
+history must be one chain in time: no note of a step may be older than any note of the step before (machines' clocks
+must agree for that). That each row counts once an epoch is checked against the prepared files themselves, not against
+the plan; only the order is the plan's. Exits with 1 at the first difference.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,9 @@ from tidegate.data.prepared import Prepared, open_folder
 from tidegate.spec import run
 from tidegate.training.job import plan_of
 
+Place = tuple[int, int]
+"""A step and a shard."""
+
 
 class AuditError(Exception):
     """The ledger is not that of a whole run."""
@@ -30,18 +36,41 @@ class AuditError(Exception):
 
 @dataclass(frozen=True)
 class Audited:
-    """What was found to be in order."""
+    """What was found to be in order. `rows` are those of the final history; `workers` counts processes.
+
+    `rows_thrown_away` were computed and lost again, in `steps_twice` steps that were at least begun.
+    """
 
     rows: int
     epochs: int
     workers: int
+    rows_thrown_away: int
+    steps_twice: int
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line of the ledger. `at` is in nanoseconds, `process` the file it is in."""
+
+    step: int
+    shard: int
+    rows: list[int]
+    at: int
+    process: str
+
+    @property
+    def place(self) -> Place:
+        return self.step, self.shard
 
 
 def audit(ledger: Path, prepared: Prepared, spec: run.Spec) -> Audited:
     """Check a run's ledger. Early stopping may end a run after any epoch. Raises AuditError."""
     plan = plan_of(spec, prepared)
-    shards = _shards(ledger)
-    steps = 1 + max(step for step, _ in shards)
+    notes = _notes(ledger)
+    final = {note.place: note for note in notes}
+    thrown_away = [note for note in notes if final[note.place] is not note]
+    _check_chain(final, thrown_away)
+    steps = 1 + max(step for step, _ in final)
     if steps % plan.steps_per_epoch or (
         steps != spec.train.epochs * plan.steps_per_epoch and not spec.train.early_stop
     ):
@@ -49,12 +78,69 @@ def audit(ledger: Path, prepared: Prepared, spec: run.Spec) -> Audited:
     source = _source_rows(prepared)
     if len(set(source)) != len(source):
         raise AuditError("two prepared rows have the same number")
+    rows = {place: note.rows for place, note in final.items()}
     for epoch in range(steps // plan.steps_per_epoch):
-        _audit_epoch(epoch, shards, plan, source)
-    return Audited(sum(map(len, shards.values())), steps // plan.steps_per_epoch, len(list(ledger.iterdir())))
+        _audit_epoch(epoch, rows, plan, source)
+    return Audited(
+        rows=sum(map(len, rows.values())),
+        epochs=steps // plan.steps_per_epoch,
+        workers=len({note.process for note in notes}),
+        rows_thrown_away=sum(len(note.rows) for note in thrown_away),
+        steps_twice=_times_again(thrown_away),
+    )
 
 
-def _audit_epoch(epoch: int, shards: dict[tuple[int, int], list[int]], plan: Plan, source: list[int]) -> None:
+def _notes(ledger: Path) -> list[Note]:
+    """All notes of one run, from the oldest to the newest; each process's are in order."""
+    files = sorted(ledger.iterdir())
+    if len({file.name.rsplit("-", 2)[0] for file in files}) != 1:
+        raise AuditError(f"{ledger} holds the ledgers of no run, or of several")
+    notes: list[Note] = []
+    for file in files:
+        before = (-1, -1)
+        for entry in _entries(file):
+            note = Note(**entry, process=file.name)
+            if note.place <= before:
+                raise AuditError(f"{file.name}: step {note.step}, shard {note.shard} comes after {before}")
+            notes.append(note)
+            before = note.place
+    if not notes:
+        raise AuditError(f"{ledger} is empty")
+    return sorted(notes, key=lambda note: note.at)
+
+
+def _entries(file: Path) -> list[dict[str, Any]]:
+    """The lines of a process. One that was killed in the middle of its last line never computed it."""
+    whole, _, _ = file.read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _check_chain(final: dict[Place, Note], thrown_away: list[Note]) -> None:
+    """The final history is one chain: its steps follow each other in time, and none is patched of two attempts."""
+    times: dict[int, list[int]] = defaultdict(list)
+    for note in final.values():
+        times[note.step].append(note.at)
+    newest = 0
+    for step in sorted(times):
+        if min(times[step]) < newest:
+            raise AuditError(f"step {step} of the final history was begun before the step before it had ended")
+        newest = max(times[step])
+    used = {(note.process, note.step) for note in final.values()}
+    for note in thrown_away:
+        if (note.process, note.step) in used:
+            raise AuditError(f"step {note.step} of the final history is of two attempts: part of {note.process}'s")
+
+
+def _times_again(thrown_away: list[Note]) -> int:
+    """How many steps were begun in vain, each as often as it was."""
+    attempts = Counter(note.place for note in thrown_away)
+    most: Counter[int] = Counter()
+    for (step, _), count in attempts.items():
+        most[step] = max(most[step], count)
+    return most.total()
+
+
+def _audit_epoch(epoch: int, shards: dict[Place, list[int]], plan: Plan, source: list[int]) -> None:
     first = epoch * plan.steps_per_epoch
     places = [(step, shard) for step in range(first, first + plan.steps_per_epoch) for shard in range(plan.shards)]
     seen = Counter(row for place in places for row in shards.get(place, []))
@@ -65,30 +151,6 @@ def _audit_epoch(epoch: int, shards: dict[tuple[int, int], list[int]], plan: Pla
         found = shards.get((step, shard), [])
         if found != planned:
             raise AuditError(f"step {step}, shard {shard}: rows {found[:5]}... where {planned[:5]}... were planned")
-
-
-def _shards(ledger: Path) -> dict[tuple[int, int], list[int]]:
-    """Rows by step and shard, from all workers of one run; each worker's entries are in order."""
-    found: dict[tuple[int, int], list[int]] = {}
-    files = sorted(ledger.iterdir())
-    if len({file.name.rsplit("-", 2)[0] for file in files}) != 1:
-        raise AuditError(f"{ledger} holds the ledgers of no run, or of several")
-    for file in files:
-        before = (-1, -1)
-        for entry in _entries(file):
-            place = (entry["step"], entry["shard"])
-            if place in found:
-                raise AuditError(f"step {place[0]}, shard {place[1]} was trained on twice")
-            if place < before:
-                raise AuditError(f"{file.name}: step {place[0]}, shard {place[1]} comes after {before}")
-            found[place], before = entry["rows"], place
-    if not found:
-        raise AuditError(f"{ledger} is empty")
-    return found
-
-
-def _entries(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def _source_rows(prepared: Prepared) -> list[int]:
@@ -111,6 +173,7 @@ def main() -> int:
         print(f"not exactly once: {error}", file=sys.stderr)
         return 1
     print(f"every row once an epoch, in order: {found.rows} rows, {found.epochs} epochs, {found.workers} workers")
+    print(f"thrown away: {found.rows_thrown_away} rows of {found.steps_twice} steps that were begun in vain")
     return 0
 
 

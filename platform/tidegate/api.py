@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from tidegate import connection, lifecycle, registry, tracking
 from tidegate.client import Client
 from tidegate.console import Console
+from tidegate.errors import NotFoundError
 from tidegate.lifecycle import Outcome
 from tidegate.registry import Version
 from tidegate.serving import deploy as serving
@@ -21,16 +23,22 @@ from tidegate.spec import run as run_spec
 from tidegate.spec.endpoint import Endpoint
 from tidegate.spec.run import Spec
 from tidegate.tracking import RunRecord
+from tidegate.training import control
+from tidegate.training.fit import Fit
+from tidegate.training.progress import News
 from tidegate.transforms.base import Array
+
+Loop = Callable[[Fit], None]
 
 
 class Run:
-    """A training run of this process."""
+    """A training run: of this process, from `train`, or of another, from `get_run`."""
 
-    def __init__(self, name: str, spec: Spec) -> None:
-        self.name, self.spec = name, spec
+    def __init__(self, name: str, spec: Spec, loop: Loop | None = None) -> None:
+        self.name, self.spec, self._loop = name, spec, loop
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
+        self._is_ours = False
         self._over = threading.Event()
 
     def __repr__(self) -> str:
@@ -56,10 +64,47 @@ class Run:
         assert self._outcome is not None
         return self._outcome
 
+    def resize(self, workers: int) -> None:
+        """Ask for so many workers, within `train.workers`. The model does not change by it.
+
+        Returns when the ask is heard: the run then finishes its step, checkpoints and goes on at that size, or at as
+        much of it as there is room for. Raises SpecError outside the bounds, NotFoundError when the run does not go on.
+        """
+        self._await_start()
+        control.resize(self.name, workers, why="by a person")
+
+    def pause(self) -> None:
+        """Ask the run to checkpoint and give its workers back. Its driver waits for `resume`."""
+        self._await_start()
+        control.pause(self.name, why="by a person")
+
+    def resume(self) -> None:
+        """Let a paused run go on."""
+        control.resume(self.name)
+
+    def stop(self) -> None:
+        """Ask the run to checkpoint and end. `train` with its name goes on with it."""
+        self._await_start()
+        control.stop(self.name, why="by a person")
+
+    def status(self) -> News:
+        """Where the run is, and what it has been through. Raises NotFoundError when it does not go on."""
+        found = control.status(self.name)
+        if found is None:
+            raise NotFoundError(f"run {self.name} does not go on in this cluster", remedy="see `tidegate runs`")
+        return found
+
+    def _await_start(self) -> None:
+        """A run that was just started in this process is not known to its cluster at once."""
+        while self._is_ours and not self.is_over and self.name not in control.going_on():
+            time.sleep(0.1)
+
     def _carry(self, console: Console) -> None:
         try:
             with console:
-                self._outcome = lifecycle.run(self.spec, name=self.name, say=console.say, on_news=console.on_news)
+                self._outcome = lifecycle.run(
+                    self.spec, name=self.name, say=console.say, on_news=console.on_news, loop=self._loop
+                )
         except BaseException as error:
             self._error = error
             raise
@@ -100,16 +145,28 @@ def load_spec(path: str | Path) -> Spec:
     return run_spec.load(path)
 
 
-def train(spec: Spec | str | Path, *, follow: bool = True) -> Run:
-    """Start a run. With `follow` its progress is printed and the call returns when it is over, raising what failed."""
+def train(
+    spec: Spec | str | Path, *, loop: Loop | None = None, name: str | None = None, follow: bool = True
+) -> Run:
+    """Start a run, or go on with the run of that name that did not end.
+
+    With `follow` its progress is printed and the call returns when it is over, raising what failed. `loop` is a loop of
+    your own in place of Tidegate's: a function of a Fit.
+    """
     connect()
     spec = run_spec.located(spec, Path.cwd()) if isinstance(spec, Spec) else load_spec(spec)
-    run = Run(lifecycle.new_run(spec), spec)
+    run = Run(name or lifecycle.new_run(spec), spec, loop)
+    run._is_ours = True
     if follow:
         run._carry(Console())
     else:
         threading.Thread(target=run._carry_silently, daemon=True, name=run.name).start()
     return run
+
+
+def get_run(name: str) -> Run:
+    """A run by its name, to ask something of it. Raises NotFoundError when there is none."""
+    return Run(name, lifecycle.stored_spec(name))
 
 
 def deploy(endpoint: Endpoint | str | Path) -> Deployed:

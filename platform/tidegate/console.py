@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any, TextIO
 
 from tidegate.metrics import text
-from tidegate.training.progress import News, Progress
+from tidegate.training.progress import News, Phase, Progress, counted
 
 PLAIN_EVERY_S = 10.0
 """In a log, progress between epochs is told this often."""
 EPOCH_LINES_EVERY_S = 1.0
 """Epochs shorter than this are not all told: a log of a thousand lines tells less than one of ten."""
+PHASES: dict[Phase, str] = {
+    "preparing": "preparing data",
+    "waiting": "waiting for room",
+    "starting": "starting workers",
+    "training": "training",
+    "yielding": "at a checkpoint, to change the workers",
+    "pausing": "pausing at a checkpoint",
+    "paused": "paused",
+    "stopping": "stopping at a checkpoint",
+    "finishing": "evaluating and registering",
+}
 
 
 class Console:
-    """Use as a context manager around a run; `say` and `on_news` are what a run calls."""
+    """Use as a context manager around a run; `say` and `on_news` are what a run calls, from any thread."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         self.out = out or sys.stdout
+        self._lock = threading.RLock()
         self._bar: Any = None
         self._task: Any = None
         self._told_at = 0.0
@@ -33,18 +46,23 @@ class Console:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close_bar()
+        with self._lock:
+            self._close_bar()
 
     def say(self, line: str) -> None:
         """One message, on lines of its own."""
-        self._close_bar()
-        print(line, file=self.out, flush=True)
+        with self._lock:
+            self._close_bar()
+            print(line, file=self.out, flush=True)
 
     def on_news(self, news: News) -> None:
-        for record in news.epochs:
-            self._epoch(record)
-        if news.progress.total_steps:
-            self._progress(news.progress)
+        with self._lock:
+            for record in news.epochs:
+                self._epoch(record)
+            for line in news.lines:
+                self._release()
+                self._print(line)
+            self._progress(news)
 
     def _epoch(self, record: Any) -> None:
         measured = "  ".join(
@@ -61,22 +79,30 @@ class Console:
 
     def _print(self, line: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
+            self._bar.console.print(line, highlight=False, markup=False)
         else:
             print(line, file=self.out, flush=True)
 
-    def _progress(self, progress: Progress) -> None:
+    def _progress(self, news: News) -> None:
         if self.out.isatty():
-            self._draw(progress)
-        elif time.monotonic() - self._told_at > PLAIN_EVERY_S:
-            self._told_at = time.monotonic()
-            print(sentence(progress), file=self.out, flush=True)
+            self._draw(news)
+        elif news.phase == "training" and news.progress.total_steps and self._is_due():
+            print(sentence(news.progress), file=self.out, flush=True)
 
-    def _draw(self, progress: Progress) -> None:
+    def _is_due(self) -> bool:
+        due = time.monotonic() - self._told_at > PLAIN_EVERY_S
+        if due:
+            self._told_at = time.monotonic()
+        return due
+
+    def _draw(self, news: News) -> None:
         if self._bar is None:
             self._open_bar()
         self._bar.update(
-            self._task, total=progress.total_steps, completed=progress.step, description=sentence(progress)
+            self._task,
+            total=news.progress.total_steps or None,
+            completed=news.progress.step,
+            description=live(news),
         )
 
     def _open_bar(self) -> None:
@@ -84,26 +110,46 @@ class Console:
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        self._bar = Bar(BarColumn(bar_width=24), TextColumn("{task.description}"), console=RichConsole(file=self.out))
+        # It goes when other lines are said, and comes again below them.
+        self._bar = Bar(
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}", markup=False),
+            console=RichConsole(file=self.out),
+            transient=True,
+        )
         self._task = self._bar.add_task("")
         self._bar.start()
 
     def _close_bar(self) -> None:
-        if self._held:
-            self._print(self._held)
-            self._held = ""
+        self._release()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
+    def _release(self) -> None:
+        """Print the epoch that was held back."""
+        if self._held:
+            self._print(self._held)
+            self._held = ""
+
+
+def live(news: News) -> str:
+    """Where a run is and what it is at: the sentence of its progress, or `paused, step 120/400`."""
+    progress = news.progress
+    if news.phase == "training" and progress.total_steps:
+        return sentence(progress)
+    where = f", step {progress.step}/{progress.total_steps}" if progress.total_steps else ""
+    return f"{PHASES[news.phase]}{where}"
+
 
 def sentence(progress: Progress) -> str:
-    """`step 120/400, epoch 3/10, loss 0.0521, 4,033 rows/s, 2 workers, 12 s left`."""
-    workers = "1 worker" if progress.workers == 1 else f"{progress.workers} workers"
+    """`step 120/400, epoch 3/10, loss 0.0521, 2 workers, 4,033 rows/s, 12 s left`; no speed before it is known."""
+    speed = (
+        f", {progress.rows_per_s:,.0f} rows/s, {duration(progress.seconds_left)} left" if progress.rows_per_s else ""
+    )
     return (
         f"step {progress.step}/{progress.total_steps}, epoch {progress.epoch}/{progress.epochs}, "
-        f"loss {text(progress.loss)}, {progress.rows_per_s:,.0f} rows/s, {workers}, "
-        f"{duration(progress.seconds_left)} left"
+        f"loss {text(progress.loss)}, {counted(progress.workers, 'worker')}{speed}"
     )
 
 

@@ -109,10 +109,23 @@ class ClusterError(TidegateError):
     code = "cluster"
 
 
+class MissingError(ClusterError):
+    """A feature that this release of Ray has no ground for."""
+
+    code = "missing"
+
+
 class TrainingError(TidegateError):
     """A training run that failed."""
 
     code = "training"
+
+
+class StoppedError(TidegateError):
+    """A run that was asked to stop. It can go on from its checkpoint under its name."""
+
+    code = "stopped"
+    exit_code = 4
 
 
 class RequirementError(TidegateError):

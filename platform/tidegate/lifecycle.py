@@ -7,6 +7,7 @@ import json
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,18 +22,24 @@ from tidegate import artifact, evaluation, pictures, registry, settings, trackin
 from tidegate.card import card
 from tidegate.data.prepare import prepare
 from tidegate.data.prepared import Prepared
-from tidegate.errors import RequirementError, TrainingError
+from tidegate.errors import ConflictError, NotFoundError, RequirementError, StoppedError, TrainingError
 from tidegate.evaluation import Report
 from tidegate.evaluation_text import render
+from tidegate.models.custom import code_of
 from tidegate.registry import Version
 from tidegate.serving import deploy as serving
 from tidegate.serving.status import EndpointStatus
+from tidegate.spec import document
 from tidegate.spec.run import Spec
-from tidegate.training import trainer, validation
+from tidegate.training import control, trainer, validation
 from tidegate.training.checkpoint import Checkpoint
+from tidegate.training.fit import Fit
 from tidegate.training.progress import News
 
 Say = Callable[[str], None]
+SPEC, OWN_LOOP = "spec.yaml", "own_loop"
+"""In a run's folder: what it is resumed with, and a mark of the runs whose loop only their caller has."""
+LOGGED_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -68,30 +75,90 @@ def new_run(spec: Spec) -> str:
     return f"{spec.name}-{secrets.token_hex(3)}"
 
 
-def run(spec: Spec, *, name: str, say: Say, on_news: Callable[[News], None]) -> Outcome:
-    """Carry a run through to the end. The caller is connected to a cluster."""
-    recorded = tracking.start_run(
-        name, spec=_text(spec), tags={"tidegate.model": spec.name, "tidegate.seed": str(spec.seed)}
-    )
-    status = "failed"
-    try:
-        outcome = _run(spec, name, recorded, say, on_news)
-        status = "finished"
-        return outcome
-    except KeyboardInterrupt:
-        status = "killed"
-        raise
-    finally:
-        tracking.finish_run(recorded, status)
+def run(
+    spec: Spec,
+    *,
+    name: str,
+    say: Say,
+    on_news: Callable[[News], None],
+    loop: Callable[[Fit], None] | None = None,
+) -> Outcome:
+    """Carry a run through to the end, from where it was if there is one of that name that did not end.
+
+    The caller is connected to a cluster. Raises ConflictError when the run has ended or another process carries it.
+    """
+    control.await_free(name)
+    with trainer.opened(spec, name, say) as monitor:
+        recorded = _begin(spec, name, say, loop)
+        status = "failed"
+        try:
+            outcome = _run(spec, name, recorded, say, on_news, loop, monitor)
+            status = "finished"
+            return outcome
+        except (KeyboardInterrupt, StoppedError):
+            status = "killed"
+            raise
+        finally:
+            tracking.finish_run(recorded, status)
 
 
-def _run(spec: Spec, name: str, recorded: str, say: Say, on_news: Callable[[News], None]) -> Outcome:
+def stored_spec(name: str) -> Spec:
+    """The spec that a run was last started with. Raises NotFoundError when there is no such run here."""
+    path = _folder(name) / SPEC
+    if not path.is_file():
+        raise NotFoundError(f"no run {name} in {settings.home()}", remedy="`tidegate runs` lists them")
+    return document.read(Spec, path)
+
+
+def _begin(spec: Spec, name: str, say: Say, loop: Callable[[Fit], None] | None) -> str:
+    """Record the run's start, or that it goes on; MLflow's id of it."""
+    folder = _folder(name)
+    own = folder / OWN_LOOP
+    known = tracking.find_run(name)
+    if known is not None and known.status == "finished":
+        raise ConflictError(f"run {name} has finished", remedy="give the new run another name")
+    if known is not None and own.exists() and loop is None:
+        raise ConflictError(
+            f"run {name} was trained with a loop of your own",
+            remedy=f'go on with it in Python: tidegate.train(spec, loop=..., name="{name}")',
+        )
+    if known is None:
+        tags = {"tidegate.model": spec.name, "tidegate.seed": str(spec.seed)}
+        recorded = tracking.start_run(name, spec=_text(spec), tags=tags)
+    else:
+        recorded = known.run_id
+        tracking.reopen_run(recorded)
+        say(f"going on with run {name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if loop is not None:
+        own.touch()
+    (folder / SPEC).write_text(_text(spec))
+    return recorded
+
+
+def _folder(name: str) -> Path:
+    return settings.home() / "runs" / name
+
+
+def _run(
+    spec: Spec,
+    name: str,
+    recorded: str,
+    say: Say,
+    on_news: Callable[[News], None],
+    loop: Callable[[Fit], None] | None,
+    monitor: Any,
+) -> Outcome:
+    monitor.tell_phase.remote("preparing")
     prepared = prepare(spec, say)
     say(f"training {spec.model.type} as run {name}")
-    final = trainer.fit(spec, prepared, name, on_news=_logged(recorded, on_news), say=say)
+    final = trainer.fit(spec, prepared, name, on_news=_logged(recorded, on_news), say=say, loop=loop, monitor=monitor)
+    ray.get(monitor.tell_phase.remote("finishing"))
     weights = final.tensors.get("best") or final.tensors["model"]
     folder = settings.home() / "artifacts" / spec.name / name
-    digest = artifact.write(folder, spec, prepared, weights)
+    # Of a driver that was lost before the version was registered.
+    shutil.rmtree(folder, ignore_errors=True)
+    digest = artifact.write(folder, spec, prepared, weights, code_of(spec.model))
     say("evaluating on the test split")
     results = _evaluate(folder, digest, prepared, spec)
     report = results["test"].report
@@ -121,13 +188,24 @@ def _per_class(report: Report) -> dict[str, float]:
 
 
 def _logged(recorded: str, on_news: Callable[[News], None]) -> Callable[[News], None]:
-    """Passes the news on and keeps every finished epoch in MLflow, at the next news if MLflow is busy."""
-
+    """Passes the news on and keeps in MLflow every finished epoch, once, and how the run fares, with each epoch and
+    every so often. At the next news if MLflow is busy."""
     pending: list[tuple[int, dict[str, float]]] = []
+    known = tracking.run(recorded).metrics.get("epoch", 0)
+    told_at = time.monotonic()
 
     def keep(news: News) -> None:
+        nonlocal known, told_at
+        if any(epoch["epoch"] == 1 for epoch in news.epochs):
+            # From the beginning: what an earlier driver told may be of another spec.
+            known = 0
+        # What an earlier driver told after its last checkpoint is computed again.
+        fresh = [epoch for epoch in news.epochs if epoch["epoch"] > known]
+        pending.extend((int(e["step"]), {k: v for k, v in e.items() if k != "step"}) for e in fresh)
+        if news.progress.total_steps and (fresh or time.monotonic() - told_at >= LOGGED_EVERY_S):
+            told_at = time.monotonic()
+            pending.append((news.progress.step, news.measured()))
         on_news(news)
-        pending.extend((int(e["step"]), {k: v for k, v in e.items() if k != "step"}) for e in news.epochs)
         if pending:
             tracking.log_history(recorded, pending)
             pending.clear()

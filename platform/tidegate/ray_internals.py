@@ -1,8 +1,72 @@
-"""Every name of Ray's private modules that Tidegate stands on. Each is checked against the installed Ray by a test."""
+"""Every name of Ray's private modules that Tidegate stands on, in one table, each with what it is needed for.
+
+A test holds each against the installed Ray. Where a release lacks one, MissingError says which feature is off; the rest
+works.
+"""
 
 from __future__ import annotations
 
-from typing import Any, cast
+import importlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+from tidegate.errors import MissingError
+
+logger = logging.getLogger(__name__)
+
+
+class Private(NamedTuple):
+    """`attribute` of `module`, and the feature that is off without it."""
+
+    module: str
+    attribute: str
+    feature: str
+
+
+RESIZE = "changing the number of workers of a run"
+_POLICIES = "ray.train.v2._internal.execution.scaling_policy"
+NAMES = {
+    "loopback": Private("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", "keeping a local cluster on loopback"),
+    "settings": Private("ray._raylet", "Config", "joining a cluster with another RAY_AUTH_MODE after Ray was imported"),
+    "serve_alive": Private("ray.serve.context", "_check_cached_client_alive", "endpoints"),
+    "serve_client": Private("ray.serve.context", "_get_global_client", "endpoints"),
+    "elastic_policy": Private(f"{_POLICIES}.elastic", "ElasticScalingPolicy", RESIZE),
+    "resize_decision": Private(_POLICIES, "ResizeDecision", RESIZE),
+    "noop_decision": Private(_POLICIES, "NoopDecision", RESIZE),
+    "train_controller": Private(
+        "ray.train.v2.api.data_parallel_trainer", "DataParallelTrainer._initialize_and_run_controller", RESIZE
+    ),
+    "free_by_node": Private(
+        "ray._private.state", "available_resources_per_node", "counting what is free node by node (the sum is used)"
+    ),
+    "cluster_state": Private("ray._private.state", "state", "leaving nodes that are being drained"),
+}
+
+
+def take(name: str) -> Any:
+    """A private name of the table. Raises MissingError where this Ray has none."""
+    private = NAMES[name]
+    try:
+        found: Any = importlib.import_module(private.module)
+        for part in private.attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        import ray
+
+        raise MissingError(
+            f"Ray {ray.__version__} has no {private.module}.{private.attribute}: {private.feature} is off",
+            remedy="use a release of Ray that Tidegate names as tested",
+        ) from None
+    return found
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    """Some names are asked for every second."""
+    logger.warning("%s", sentence)
 
 
 def keep_loopback_addresses() -> None:
@@ -10,24 +74,26 @@ def keep_loopback_addresses() -> None:
 
     The environment variable that says so is read when Ray is imported, which may have happened before.
     """
-    from ray._private import ray_constants
-
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        take("loopback")
+    except MissingError as error:
+        _warn_once(str(error))
+        return
+    importlib.import_module(NAMES["loopback"].module).ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
 
 
 def reread_settings() -> None:
     """Let Ray in this process see RAY_AUTH_MODE as it is now: it read the environment when it was imported."""
-    from ray._raylet import Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
+    try:
+        take("settings").initialize("")
+    except MissingError as error:
+        _warn_once(str(error))
 
 
 def _client() -> Any:
     """The client of the running Serve controller, or None. A controller that was shut down is noticed."""
-    from ray.serve.context import _check_cached_client_alive, _get_global_client
-
-    client, _ = _check_cached_client_alive()
-    return client or _get_global_client(raise_if_no_controller_running=False)
+    client, _ = take("serve_alive")()
+    return client or take("serve_client")(raise_if_no_controller_running=False)
 
 
 def serve_is_running() -> bool:
@@ -62,3 +128,54 @@ def replica_stats(actor_names: list[str], timeout_s: float) -> dict[str, dict[st
         except ray.exceptions.RayActorError:
             continue  # died meanwhile; Serve replaces it
     return answers
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What a policy of our own for Ray Train's controller is made of."""
+
+    policy: type[Any]
+    resize: type[Any]
+    noop: type[Any]
+
+
+def scaling() -> Scaling:
+    """Raises MissingError where a run's size cannot be set from outside."""
+    take("train_controller")
+    return Scaling(take("elastic_policy"), take("resize_decision"), take("noop_decision"))
+
+
+def with_policy(trainer: type[Any], policy: Any) -> type[Any]:
+    """A subclass of a Ray trainer whose controller decides by `policy`."""
+    method = NAMES["train_controller"].attribute.split(".")[1]
+
+    def start(self: Any, **options: Any) -> Any:
+        return getattr(super(sized, self), method)(**(options | {"scaling_policy": policy}))
+
+    sized = type(f"Sized{trainer.__name__}", (trainer,), {method: start})
+    return sized
+
+
+def worker_nodes(group: Any) -> list[str]:
+    """The node id of each worker of a group that Ray Train runs."""
+    return [str(worker.metadata.node_id) for worker in group.workers]
+
+
+def free_by_node() -> Mapping[str, Mapping[str, float]]:
+    """What is free on each living node. The sum as if it were one node, where this Ray does not tell."""
+    import ray
+
+    try:
+        return cast(Mapping[str, Mapping[str, float]], take("free_by_node")())
+    except MissingError as error:
+        _warn_once(str(error))
+        return {"": ray.available_resources()}
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that are being drained; none, where this Ray does not tell."""
+    try:
+        return set(take("cluster_state").get_draining_nodes())
+    except (MissingError, AttributeError) as error:
+        _warn_once(str(error))
+        return set()

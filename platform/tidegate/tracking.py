@@ -79,6 +79,12 @@ def start_run(name: str, *, spec: str, tags: Mapping[str, str]) -> str:
     return run_id
 
 
+def reopen_run(run_id: str) -> None:
+    """Record that a run that had ended, or whose driver was lost, goes on."""
+    target = _mlflow_id(run_id)
+    store.attempt(lambda client: client.update_run(target, "RUNNING"))
+
+
 def log_metrics(run_id: str, step: int, metrics: Mapping[str, float]) -> None:
     """Add one point to the curve of each metric."""
     log_history(run_id, [(step, metrics)])

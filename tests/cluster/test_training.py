@@ -2,101 +2,63 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import ray
 import torch
 import yaml
-from sklearn import datasets
 
+import audit_ledger
+from audit_ledger import AuditError, audit
+from live_runs import (
+    DIABETES,
+    DIGITS,
+    IMAGES,
+    SENTENCES,
+    digest,
+    fit,
+    folder_of,
+    killer,
+    spec_of,
+    steps_done,
+    table_of,
+    wait_until,
+    workers_of,
+)
 from tidegate import evaluation
 from tidegate.data.prepared import Prepared
 from tidegate.errors import ClusterError, DataError, TrainingError
 from tidegate.models.build import build
 from tidegate.spec.run import Spec
 from tidegate.spec.train import Workers
-from tidegate.training import room, trainer, validation
-from tidegate.training.checkpoint import Checkpoint
+from tidegate.training import room, validation
+from tidegate.training.checkpoint import Checkpoint, Checkpoints
 from tidegate.training.progress import News
 
 # Ray warns about its own settings when it copies them.
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
-AUDIT = Path(__file__).parent.parent / "audit_ledger.py"
-DEADLINE_S = 60
 EPOCHS = 8
-
-DIGITS = {
-    "name": "digits",
-    "seed": 5,
-    "data": {
-        "source": {"path": "digits.parquet"},
-        "inputs": {"pixels": {"type": "number", "length": 64}},
-        "target": {"column": "digit", "type": "category"},
-    },
-    "model": {"type": "mlp", "hidden": [32], "dropout": 0.3},
-    "train": {"epochs": EPOCHS, "global_batch": 60, "shards": 4, "optimizer": {"type": "adamw", "lr": 0.005}},
-}
-IMAGES = DIGITS | {
-    "name": "images",
-    "data": DIGITS["data"] | {"inputs": {"pixels": {"type": "image", "size": [8, 8], "max_value": 16}}},  # type: ignore[operator]
-    "model": {"type": "cnn", "channels": [4], "hidden": 16},
-    "train": {
-        "epochs": 100,
-        "global_batch": 128,
-        "shards": 3,
-        "optimizer": {"type": "adam", "lr": 0.03},
-        "early_stop": {"metric": "validation.accuracy", "patience": 1},
-    },
-}
-DIABETES = {
-    "name": "diabetes",
-    "data": {
-        "source": {"path": "diabetes.parquet"},
-        "inputs": {"age": {"type": "number"}, "bmi": {"type": "number"}, "sex": {"type": "category"}},
-        "target": {"column": "progression", "type": "number"},
-    },
-    "model": {"type": "linear"},
-    "train": {"epochs": 5, "global_batch": 50, "shards": 3, "optimizer": {"type": "momentum", "lr": 0.02}},
-}
-SENTENCES = {
-    "name": "sentences",
-    "data": {
-        "source": {"path": "sentences.jsonl"},
-        "inputs": {"line": {"type": "text", "tokenizer": "word", "vocab_size": 300, "max_length": 12}},
-        "target": {"column": "about", "type": "category"},
-    },
-    "model": {"type": "transformer", "layers": 1, "width": 8, "heads": 2},
-    "train": {"epochs": 2, "global_batch": 16, "shards": 2},
+IMAGES_STOPPED_EARLY = IMAGES["train"] | {
+    "epochs": 100,
+    "global_batch": 128,
+    "shards": 3,
+    "optimizer": {"type": "adam", "lr": 0.03},
+    "early_stop": {"metric": "validation.accuracy", "patience": 1},
 }
 
 
-def table_of(name: str) -> pa.Table:
-    """Real data of scikit-learn."""
-    if name == "diabetes":
-        inputs, progression = datasets.load_diabetes(return_X_y=True, scaled=False)
-        sexes = inputs[:, 1].astype(int)
-        return pa.table({"age": inputs[:, 0], "bmi": inputs[:, 2], "sex": sexes, "progression": progression})
-    if name == "sentences":
-        texts = {"iris": datasets.load_iris().DESCR, "wine": datasets.load_wine().DESCR}
-        rows = [(line, about) for about, text in texts.items() for line in text.splitlines() if line.strip()]
-        return pa.table({"line": [line for line, _ in rows], "about": [about for _, about in rows]})
-    pixels, digit = datasets.load_digits(return_X_y=True)
-    return pa.table({"pixels": pixels.tolist(), "digit": digit})
+@pytest.fixture(autouse=True)
+def _own_home(home: Path) -> None:
+    """Every test names its run `run`."""
 
 
 @pytest.fixture(scope="module")
@@ -111,47 +73,6 @@ def prepared_of(tmp_path_factory: pytest.TempPathFactory, prepare_by_hand: Any) 
         return made[spec.name]
 
     return prepared
-
-
-@pytest.fixture(scope="module")
-def audit_ledger() -> ModuleType:
-    found = importlib.util.spec_from_file_location("audit_ledger", AUDIT)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module
-    found.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def ledger(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that workers record their rows in."""
-    folder = tmp_path / "ledger"
-    folder.mkdir()
-    monkeypatch.setenv("TIDEGATE_LEDGER", str(folder))
-    return folder
-
-
-def spec_of(document: dict[str, Any], workers: int = 1) -> Spec:
-    spec = Spec.model_validate(document)
-    train = spec.train.model_copy(update={"workers": Workers(min=workers, max=workers)})
-    return spec.model_copy(update={"train": train})
-
-
-def fit(spec: Spec, prepared: Prepared, run: str = "run", **options: Any) -> Checkpoint:
-    def ignore(_: object) -> None: ...
-
-    return trainer.fit(spec, prepared, run, **({"on_news": ignore, "say": ignore} | options))
-
-
-def digest(checkpoint: Checkpoint) -> str:
-    """Of all weights and the optimizer's state."""
-    total = hashlib.sha256()
-    for part in ("model", "optimizer"):
-        for name, tensor in sorted(checkpoint.tensors[part].items()):
-            total.update(f"{part}.{name}".encode() + tensor.numpy().tobytes())
-    return total.hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -182,38 +103,38 @@ def test_three_workers_make_the_same_weights_and_see_every_number_once(
     alone: tuple[Checkpoint, list[News]],
     ledger: Path,
     prepared_of: Callable[[Spec], Prepared],
-    audit_ledger: ModuleType,
 ) -> None:
     """Three do not divide the four shards. Two workers are below, with one of them killed."""
     spec = spec_of(DIGITS, 3)
     final = fit(spec, prepared_of(spec))
     assert digest(final) == digest(alone[0])
     assert final.state["history"] == alone[0].state["history"]
-    found = audit_ledger.audit(ledger, prepared_of(spec), spec)
+    found = audit(ledger, prepared_of(spec), spec)
     assert (found.epochs, found.workers) == (EPOCHS, 3)
     assert found.rows == EPOCHS * prepared_of(spec).num_rows("train")
+    assert found.rows_thrown_away == 0
 
 
 def test_numbers_and_categories_are_seen_once_an_epoch(
-    ledger: Path, prepared_of: Callable[[Spec], Prepared], audit_ledger: ModuleType, tmp_path: Path
+    ledger: Path, prepared_of: Callable[[Spec], Prepared], tmp_path: Path
 ) -> None:
     spec = spec_of(DIABETES, 2)
     prepared = prepared_of(spec)
     final = fit(spec, prepared)
     assert final.state["history"][-1]["validation.r2"] > 0.2
-    assert audit_ledger.audit(ledger, prepared, spec).epochs == 5
+    assert audit(ledger, prepared, spec).epochs == 5
     assert_audit_notices(ledger, prepared, spec, tmp_path)
 
 
 def assert_audit_notices(ledger: Path, prepared: Prepared, spec: Spec, tmp_path: Path) -> None:
-    """The script passes this ledger and fails it with a line less, a line twice, or two rows exchanged."""
+    """The script passes this ledger and fails it with a line less, a line twice, or two rows or lines exchanged."""
     file = tmp_path / "spec.yaml"
     file.write_text(yaml.safe_dump(spec.model_dump(mode="json", exclude_defaults=True)))
-    command = [sys.executable, str(AUDIT), str(ledger), str(prepared.folder), str(file)]
+    command = [sys.executable, audit_ledger.__file__, str(ledger), str(prepared.folder), str(file)]
     passed = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (passed.returncode, passed.stderr) == (0, "")
     assert "5 epochs" in passed.stdout
-    module = sys.modules["audit_ledger"]
+    assert "thrown away: 0 rows of 0 steps" in passed.stdout
     entries = sorted(ledger.iterdir())[0]
     lines = entries.read_text().splitlines()
     entry = json.loads(lines[3])
@@ -226,14 +147,14 @@ def assert_audit_notices(ledger: Path, prepared: Prepared, spec: Spec, tmp_path:
         lines[:-1],
     ):
         entries.write_text("\n".join(changed) + "\n")
-        with pytest.raises(module.AuditError):
-            module.audit(ledger, prepared, spec)
+        with pytest.raises(AuditError):
+            audit(ledger, prepared, spec)
 
 
 def test_an_early_stop_keeps_the_best_epoch_and_images_are_seen_once(
-    ledger: Path, prepared_of: Callable[[Spec], Prepared], audit_ledger: ModuleType
+    ledger: Path, prepared_of: Callable[[Spec], Prepared]
 ) -> None:
-    spec = spec_of(IMAGES, 2)
+    spec = spec_of(IMAGES, 2, **IMAGES_STOPPED_EARLY)
     prepared = prepared_of(spec)
     final = fit(spec, prepared)
     accuracies = [record["validation.accuracy"] for record in final.state["history"]]
@@ -243,7 +164,7 @@ def test_an_early_stop_keeps_the_best_epoch_and_images_are_seen_once(
     assert final.state["finished"] is True
     assert accuracy(spec, prepared, final.tensors["best"]) == accuracies[best]
     assert accuracy(spec, prepared, final.tensors["model"]) == accuracies[-1]
-    assert audit_ledger.audit(ledger, prepared, spec).epochs == len(accuracies)
+    assert audit(ledger, prepared, spec).epochs == len(accuracies)
 
 
 def accuracy(spec: Spec, prepared: Prepared, weights: Any) -> float:
@@ -254,80 +175,63 @@ def accuracy(spec: Spec, prepared: Prepared, weights: Any) -> float:
     return evaluation.compute(spec.task, outputs, targets, ["accuracy"])["accuracy"]
 
 
-def test_texts_are_seen_once_an_epoch(
-    ledger: Path, prepared_of: Callable[[Spec], Prepared], audit_ledger: ModuleType
-) -> None:
+def test_texts_are_seen_once_an_epoch(ledger: Path, prepared_of: Callable[[Spec], Prepared]) -> None:
     spec = spec_of(SENTENCES, 2)
     fit(spec, prepared_of(spec))
-    assert audit_ledger.audit(ledger, prepared_of(spec), spec).epochs == 2
+    assert audit(ledger, prepared_of(spec), spec).epochs == 2
 
 
 def test_a_run_whose_worker_is_killed_ends_with_the_same_weights(
-    alone: tuple[Checkpoint, list[News]], ledger: Path, home: Path, prepared_of: Callable[[Spec], Prepared]
+    alone: tuple[Checkpoint, list[News]], ledger: Path, prepared_of: Callable[[Spec], Prepared]
 ) -> None:
-    spec, news = spec_of(DIGITS, 2), []  # type: tuple[Spec, list[News]]
-    with killer(lambda: worker_after_a_checkpoint(home / "runs" / "run", ledger)) as killed:
-        final = fit(spec, prepared_of(spec), checkpoint_every_s=0.25, on_news=news.append)
+    spec, news = spec_of(DIGITS, 2, checkpoint={"every_steps": 20}), []  # type: tuple[Spec, list[News]]
+    with killer(lambda: first_worker_after_a_checkpoint(ledger)) as killed:
+        final = fit(spec, prepared_of(spec), on_news=news.append)
     assert len(killed) == 1
     assert digest(final) == digest(alone[0])
     told = [record["epoch"] for item in news for record in item.epochs]
     assert told == list(range(1, EPOCHS + 1))
+    assert (news[-1].totals.restarts, news[-1].totals.groups) == (1, 2)
+    assert any(line.startswith("lost workers: worker 0") for item in news for line in item.lines)
     first, second = sorted(attempts(ledger, worker=0), key=lambda steps: steps[0])
     assert 0 == first[0] < second[0] <= first[-1] + 1
-    assert second[-1] == EPOCHS * 24 - 1
-    assert_the_same_rows_where_steps_were_repeated(ledger)
+    found = audit(ledger, prepared_of(spec), spec)
+    # The ledger also knows the step that was begun and not finished.
+    assert found.steps_twice - news[-1].totals.steps_twice in (0, 1)
+    assert found.workers == 4
 
 
-def test_an_interrupted_run_goes_on_under_its_name_with_the_same_weights(
-    alone: tuple[Checkpoint, list[News]], ledger: Path, home: Path, prepared_of: Callable[[Spec], Prepared]
+def test_an_interrupted_run_stops_at_a_checkpoint_and_goes_on_under_its_name(
+    alone: tuple[Checkpoint, list[News]], ledger: Path, prepared_of: Callable[[Spec], Prepared]
 ) -> None:
     spec, handler = spec_of(DIGITS), signal.getsignal(signal.SIGINT)
 
     def this_process() -> int | None:
-        return os.getpid() if worker_after_a_checkpoint(home / "runs" / "run", ledger) else None
+        return os.getpid() if steps_done("run") > 30 else None
 
     with killer(this_process, signal.SIGINT) as interrupted, pytest.raises(KeyboardInterrupt):
-        fit(spec, prepared_of(spec), checkpoint_every_s=0.25)
+        fit(spec, prepared_of(spec))
     assert interrupted == [os.getpid()]
     assert signal.getsignal(signal.SIGINT) is handler
-    final = fit(spec, prepared_of(spec))
+    stopped = checkpoints_of("run").latest()
+    assert stopped is not None
+    assert 30 < stopped.step == steps_done("run") < EPOCHS * 24
+    news: list[News] = []
+    final = fit(spec, prepared_of(spec), on_news=news.append)
     assert digest(final) == digest(alone[0])
-    assert min(steps[0] for steps in attempts(ledger, worker=0)) == 0 < max(s[0] for s in attempts(ledger, worker=0))
-    assert_the_same_rows_where_steps_were_repeated(ledger)
+    assert sorted(steps[0] for steps in attempts(ledger, worker=0)) == [0, stopped.step]
+    assert audit(ledger, prepared_of(spec), spec).rows_thrown_away == 0
+    assert (news[-1].totals.groups, news[-1].totals.steps_twice) == (2, 0)
 
 
-class killer:  # noqa: N801 - reads as a verb where it is used
-    """Kills the process that `find` names, in a thread, as soon as there is one; the ids of those killed."""
-
-    def __init__(self, find: Callable[[], int | None], signal: signal.Signals = signal.SIGKILL) -> None:
-        self.find, self.signal, self.over = find, signal, threading.Event()
-        self.killed: list[int] = []
-        self.thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> list[int]:
-        self.thread.start()
-        return self.killed
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.thread.join()
-
-    def _watch(self) -> None:
-        while not self.over.wait(0.005):
-            process = self.find()
-            if process is not None:
-                os.kill(process, self.signal)
-                self.killed.append(process)
-                return
+def checkpoints_of(run: str) -> Checkpoints:
+    return Checkpoints(str(folder_of(run) / "checkpoints"))
 
 
-def worker_after_a_checkpoint(run: Path, ledger: Path) -> int | None:
+def first_worker_after_a_checkpoint(ledger: Path) -> int | None:
     """Worker 0, the one that writes checkpoints, once it has trained on after a checkpoint in the middle."""
-    done = [int(folder.name.split("-")[1]) for folder in run.glob("checkpoints/step-*[0-9]")]
-    for file in ledger.glob("run-0-*.jsonl"):
-        lines = file.read_text().splitlines()
-        if done and min(done) < len(lines) // 2 < EPOCHS * 20:
-            return int(file.stem.rsplit("-", 1)[1])
+    if steps_done("run") > 30 and checkpoints_of("run").steps():
+        return next(iter(workers_of("run", ledger)), None)
     return None
 
 
@@ -337,19 +241,19 @@ def attempts(ledger: Path, worker: int) -> Iterator[list[int]]:
         yield [json.loads(line)["step"] for line in file.read_text().splitlines()]
 
 
-def assert_the_same_rows_where_steps_were_repeated(ledger: Path) -> None:
-    found: dict[tuple[int, int], list[int]] = {}
-    for file in ledger.iterdir():
-        for entry in map(json.loads, file.read_text().splitlines()):
-            assert found.setdefault((entry["step"], entry["shard"]), entry["rows"]) == entry["rows"]
-    assert set(found) == {(step, shard) for step in range(EPOCHS * 24) for shard in range(4)}
+def test_the_ray_data_feed_brings_the_same_rows(
+    alone: tuple[Checkpoint, list[News]], ledger: Path, prepared_of: Callable[[Spec], Prepared]
+) -> None:
+    spec = spec_of(DIGITS | {"data": DIGITS["data"] | {"feed": "ray_data"}}, 2)
+    final = fit(spec, prepared_of(spec))
+    assert digest(final) == digest(alone[0])
+    assert audit(ledger, prepared_of(spec), spec).workers == 2
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_at_once_with_a_remedy(
     ledger: Path, prepared_of: Callable[[Spec], Prepared]
 ) -> None:
-    document = DIABETES | {"train": DIABETES["train"] | {"epochs": 50, "optimizer": {"type": "sgd", "lr": 100.0}}}  # type: ignore[operator]
-    spec = spec_of(document, 2)
+    spec = spec_of(DIABETES, 2, epochs=50, optimizer={"type": "sgd", "lr": 100.0})
     with pytest.raises(TrainingError, match=r"the loss became (inf|nan) at step \d+") as caught:
         fit(spec, prepared_of(spec))
     assert "train.optimizer.lr" in caught.value.remedy
@@ -357,19 +261,21 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once_with_a_remedy(
     assert len(list(ledger.iterdir())) == 2, "it was tried again, which cannot help"
 
 
-def test_more_workers_than_the_cluster_can_ever_have_are_refused(
-    home: Path, prepared_of: Callable[[Spec], Prepared]
-) -> None:
-    spec = spec_of(DIGITS | {"train": {"shards": 8}}, 8)
-    with pytest.raises(
-        ClusterError, match=r"needs 8 workers of 1 CPUs and 1 CPU for its feed.* 8 CPUs in all"
-    ) as caught:
+def test_more_workers_than_the_cluster_can_ever_have_are_refused(prepared_of: Callable[[Spec], Prepared]) -> None:
+    spec = spec_of(DIGITS, 9, shards=9)
+    with pytest.raises(ClusterError, match=r"needs 9 workers of 1 CPU each; the cluster has 8 CPUs in all") as caught:
         fit(spec, prepared_of(spec))
     assert "train.workers" in caught.value.remedy
 
 
-def test_a_batch_larger_than_the_training_split_is_refused(home: Path, prepared_of: Callable[[Spec], Prepared]) -> None:
-    spec = spec_of(DIGITS | {"train": {"global_batch": 100_000}})
+def test_the_ray_data_feed_needs_a_cpu_that_no_worker_has(prepared_of: Callable[[Spec], Prepared]) -> None:
+    spec = spec_of(DIGITS | {"data": DIGITS["data"] | {"feed": "ray_data"}}, 8, shards=8)
+    with pytest.raises(ClusterError, match=r"8 workers of 1 CPU each, and 1 CPU for the feed; .* 8 CPUs in all"):
+        fit(spec, prepared_of(spec))
+
+
+def test_a_batch_larger_than_the_training_split_is_refused(prepared_of: Callable[[Spec], Prepared]) -> None:
+    spec = spec_of(DIGITS, global_batch=100_000)
     with pytest.raises(DataError, match=r"global_batch is 100000, but the training split has 1438 rows"):
         fit(spec, prepared_of(spec))
 
@@ -377,6 +283,10 @@ def test_a_batch_larger_than_the_training_split_is_refused(home: Path, prepared_
 @pytest.fixture
 def held(ray_local: None) -> Iterator[Callable[[int], Any]]:
     """An actor that holds some CPUs, as an endpoint would."""
+
+    class Holder:
+        def ready(self) -> None: ...
+
     actors = []
 
     def hold(cpus: int) -> Any:
@@ -391,23 +301,17 @@ def held(ray_local: None) -> Iterator[Callable[[int], Any]]:
     wait_until(lambda: ray.available_resources().get("CPU", 0) == 8)
 
 
-class Holder:
-    def ready(self) -> None: ...
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def never() -> bool:
+    return False
 
 
 def test_a_run_takes_no_more_workers_than_are_free_now(held: Callable[[int], Any]) -> None:
     wait_until(lambda: ray.available_resources().get("CPU", 0) == 8)
     held(4)
-    assert room.workers(Workers(min=1, max=8), print) == (1, 3)
-    assert room.workers(Workers(min=1, max=2), print) == (1, 2)
-    assert room.workers(Workers(min=1, max=2, cpu=2), print) == (1, 1)
+    assert room.wait(Workers(min=1, max=8), 0, print, never) == 4
+    assert room.wait(Workers(min=1, max=8), 1, print, never) == 3
+    assert room.wait(Workers(min=1, max=2), 1, print, never) == 2
+    assert room.wait(Workers(min=1, max=2, cpu=3), 1, print, never) == 1
 
 
 def test_a_run_waits_for_cpus_that_are_held_and_says_so(held: Callable[[int], Any]) -> None:
@@ -418,5 +322,12 @@ def test_a_run_waits_for_cpus_that_are_held_and_says_so(held: Callable[[int], An
         said.append(text)
         ray.kill(holder)
 
-    assert room.workers(Workers(min=2, max=3), say) == (2, 3)
-    assert said == ["waiting for 3 CPUs: 1 are free"]
+    assert room.wait(Workers(min=2, max=3), 0, say, never) == 3
+    assert said == ["waiting for room for 2 workers of 1 CPU each: there is room for 1"]
+
+
+def test_a_run_that_is_to_end_waits_no_longer(held: Callable[[int], Any]) -> None:
+    wait_until(lambda: ray.available_resources().get("CPU", 0) == 8)
+    held(8)
+    told: list[str] = []
+    assert room.wait(Workers(min=1, max=1), 0, told.append, lambda: bool(told)) == 0

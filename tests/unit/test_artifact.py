@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -17,15 +18,15 @@ import pyarrow as pa
 import pytest
 import torch
 from sklearn.datasets import load_diabetes, load_digits, load_iris, load_wine
+from torch.nn.functional import cross_entropy, mse_loss
 
 from tidegate import artifact
-from tidegate.data.prepared import Prepared
+from tidegate.data.prepared import TARGET, Prepared
 from tidegate.errors import ArtifactError, RequestError
+from tidegate.models import custom
 from tidegate.models.build import build
+from tidegate.models.code import Code
 from tidegate.spec.run import Spec
-from tidegate.training.job import plan_of
-from tidegate.training.learner import Learner
-from tidegate.training.ledger import Ledger
 
 SPECS: dict[str, dict[str, Any]] = {
     "regression": {
@@ -95,20 +96,24 @@ def rows_of(kind: str, count: int) -> dict[str, Any]:
 class Trained:
     """A spec, its prepared data, and weights after an epoch."""
 
-    def __init__(self, kind: str, folder: Path, prepare_by_hand: Any) -> None:
-        self.spec = spec_of(kind)
-        self.prepared: Prepared = prepare_by_hand(folder, self.spec, table_of(kind))
-        plan = plan_of(self.spec, self.prepared)
-        learner = Learner(self.spec, self.prepared, plan, worker=0, workers=1, ledger=Ledger("", "run", 0))
-        reader = self.prepared.reader("train")
-        for step in range(learner.total_steps):
-            batch = {shard: reader.read(plan.shard_rows(step, shard)) for shard in range(plan.shards)}
-            learner.learn(batch, flag=False)
-        self.weights = learner.model.state_dict()
+    def __init__(self, spec: Spec, table: pa.Table, folder: Path, prepare_by_hand: Any) -> None:
+        self.spec, self.code = spec, custom.code_of(spec.model)
+        self.prepared: Prepared = prepare_by_hand(folder, spec, table)
+        target = self.prepared.target
+        model = build(spec.model, self.prepared.features, target.num_outputs, seed=spec.seed, code=self.code)
+        optimizer, reader = torch.optim.AdamW(model.parameters(), 0.01), self.prepared.reader("train")
+        for rows in np.array_split(np.arange(self.prepared.num_rows("train")), 12):
+            arrays = {name: torch.from_numpy(array) for name, array in reader.read(rows).items()}
+            outputs, targets = model(arrays), arrays[TARGET]
+            loss = cross_entropy(outputs, targets) if target.is_category else mse_loss(outputs.reshape(-1), targets)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        self.weights = model.state_dict()
 
     def write(self, folder: Path, **changes: Any) -> str:
-        parts = {"spec": self.spec, "prepared": self.prepared, "weights": self.weights} | changes
-        return artifact.write(folder, parts["spec"], parts["prepared"], parts["weights"])
+        parts = {"spec": self.spec, "prepared": self.prepared, "weights": self.weights, "code": self.code} | changes
+        return artifact.write(folder, parts["spec"], parts["prepared"], parts["weights"], parts["code"])
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +122,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prepare_by_hand: Any) -> C
 
     def get(kind: str) -> Trained:
         if kind not in made:
-            made[kind] = Trained(kind, tmp_path_factory.mktemp("data") / kind, prepare_by_hand)
+            folder = tmp_path_factory.mktemp("data") / kind
+            made[kind] = Trained(spec_of(kind), table_of(kind), folder, prepare_by_hand)
         return made[kind]
 
     return get
@@ -188,6 +194,14 @@ def test_equal_content_has_an_equal_digest(trained: Callable[[str], Trained], tm
 WORKERS = {"min": 2, "max": 3}
 SAME: dict[str, dict[str, Any]] = {
     "workers": {"train": {"epochs": 1, "optimizer": {"lr": 0.01}, "workers": WORKERS}},
+    "checkpoints": {
+        "train": {
+            "epochs": 1,
+            "optimizer": {"lr": 0.01},
+            "checkpoint": {"every_s": 5.0, "every_steps": 7, "keep": 3, "path": "s3://bucket/runs"},
+        }
+    },
+    "feed": {"data": SPECS["categories"]["data"] | {"feed": "ray_data"}},
     "name": {"name": "another"},
     "path": {"data": SPECS["categories"]["data"] | {"source": {"path": "/elsewhere/x.csv"}}},
     "evaluate": {"evaluate": {"require": {"test.accuracy": {"at_least": 0.9}}}},
@@ -200,12 +214,39 @@ OTHER: dict[str, dict[str, Any]] = {
     "epochs": {"train": {"epochs": 2, "optimizer": {"lr": 0.01}}},
     "shards": {"train": {"epochs": 1, "optimizer": {"lr": 0.01}, "shards": 2}},
     "lr": {"train": {"epochs": 1, "optimizer": {"lr": 0.02}}},
+    "best": {"train": {"epochs": 1, "optimizer": {"lr": 0.01}, "checkpoint": {"best": "validation.accuracy"}}},
+    "reduction": {"train": {"epochs": 1, "optimizer": {"lr": 0.01}, "reduction": "fast"}},
+    "precision": {"train": {"epochs": 1, "optimizer": {"lr": 0.01}, "precision": "bf16"}},
+    "compile": {"train": {"epochs": 1, "optimizer": {"lr": 0.01}, "compile": True}},
+    "micro batch": {"train": {"epochs": 1, "optimizer": {"lr": 0.01}, "micro_batch": 8}},
+    "class weights": {"train": {"epochs": 1, "optimizer": {"lr": 0.01}, "class_weights": "balanced"}},
     "schedule": {"train": {"epochs": 1, "optimizer": {"lr": 0.01}, "schedule": {"type": "cosine"}}},
     "early stop": {"train": {"epochs": 1, "optimizer": {"lr": 0.01}, "early_stop": {}}},
     "dropout": {"model": SPECS["categories"]["model"] | {"dropout": 0.3}},
     "split": {"data": SPECS["categories"]["data"] | {"split": {"train": 0.7, "validation": 0.2, "test": 0.1}}},
     "invalid rows": {"data": SPECS["categories"]["data"] | {"invalid_rows": {"action": "drop"}}},
 }
+
+
+def test_augmented_images_make_another_model(trained: Callable[[str], Trained], tmp_path: Path) -> None:
+    version, data = trained("digits"), SPECS["digits"]["data"]
+    augmented = {"inputs": {"pixels": data["inputs"]["pixels"] | {"augment": {"shift": 1}}}}
+    changed = spec_of("digits", data=data | augmented)
+    assert version.write(tmp_path / "one", spec=changed) != version.write(tmp_path / "two")
+
+
+def test_the_digest_of_a_model_without_code_is_that_of_its_document_and_weights(
+    trained: Callable[[str], Trained], tmp_path: Path
+) -> None:
+    """As it always was: the digests of registered versions must not change."""
+    version = trained("categories")
+    assert version.write(tmp_path / "one") == version.write(tmp_path / "two", code=None)
+    document = json.loads((tmp_path / "one" / artifact.MODEL).read_text())
+    content = {key: document[key] for key in ("task", "model", "columns", "target", "signature", "spec")}
+    weights = hashlib.sha256((tmp_path / "one" / artifact.WEIGHTS).read_bytes()).hexdigest()
+    expected = hashlib.sha256(json.dumps([content, weights], sort_keys=True).encode()).hexdigest()
+    assert json.loads((tmp_path / "one" / artifact.MANIFEST).read_text())["digest"] == expected
+    assert {file.name for file in (tmp_path / "one").iterdir()} == {artifact.WEIGHTS, artifact.MODEL, artifact.MANIFEST}
 
 
 @pytest.mark.parametrize("changes", SAME.values(), ids=SAME)
@@ -270,8 +311,6 @@ def flip(file: Path) -> None:
 
 def forge(folder: Path) -> None:
     """Another model.json, with a manifest that fits it but for the digest."""
-    import hashlib
-
     edit(folder / artifact.MODEL, '"unknown": "bucket"', '"unknown": "refuse"')
     manifest = json.loads((folder / artifact.MANIFEST).read_text())
     manifest["sha256"][artifact.MODEL] = hashlib.sha256((folder / artifact.MODEL).read_bytes()).hexdigest()
@@ -325,7 +364,9 @@ def test_weights_that_do_not_fit_the_model_are_refused(trained: Callable[[str], 
     version = trained("categories")
     other = build(spec_of("categories").model.model_copy(update={"hidden": [9]}), version.prepared.features, 2, seed=0)
     version.write(tmp_path, weights=other.state_dict())
-    with pytest.raises(ArtifactError, match="cannot be used"):
+    with pytest.raises(
+        ArtifactError, match=r"do not fit the module .* another shape: layers.0.weight \[9, 6\], not \["
+    ):
         artifact.load(tmp_path)
 
 
@@ -437,3 +478,224 @@ def test_plain_torch_gives_the_same_answers_from_the_files(
         classes = artifact.load(folder).target.classes
         assert [str(value) for value in answers[target].tolist()] == [classes[i] for i in expected.argmax(1)]
         assert expected.std() > 0.01
+
+
+OWN = {
+    "nets/__init__.py": "",
+    "nets/digits.py": """
+import torch
+from torch import nn
+
+from nets.parts import block
+import marker
+
+
+class Net(nn.Module):
+    def __init__(self, width, features, outputs):
+        super().__init__()
+        self.first = block(features[0].shape[0], width)
+        self.encode = nn.Linear(width * 16, 24)
+        self.decode = nn.Linear(24, 24, bias=False)
+        self.again = nn.Linear(24, 24, bias=False)
+        self.again.weight = self.decode.weight
+        self.head = nn.Linear(24, outputs)
+
+    def forward(self, pixels):
+        marker.note()
+        states = torch.relu(self.encode(self.first(pixels).flatten(1)))
+        return self.head(self.again(torch.relu(self.decode(states))))
+""",
+    "nets/parts.py": """
+from torch import nn
+
+
+def block(channels, width):
+    return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2))
+""",
+    "marker.py": """
+def note():
+    pass
+""",
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare_by_hand: Any) -> Trained:
+    """A trained model of a package that lies in a folder which is gone again."""
+    root = tmp_path / "work"
+    for path, text in OWN.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    monkeypatch.chdir(root)
+    spec = spec_of("digits", model={"type": "custom", "build": "nets.digits:Net", "args": {"width": 3}})
+    made = Trained(spec, table_of("digits"), tmp_path / "prepared", prepare_by_hand)
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(root)
+    return made
+
+
+ELSEWHERE = """
+import sys
+import numpy as np
+from pathlib import Path
+from tidegate import artifact
+
+model = artifact.load(Path(sys.argv[1]), sys.argv[2])
+answers = model.predict({"pixels": np.load(sys.argv[3])})
+np.savez(sys.argv[4], **answers)
+assert not {"nets", "marker"} & set(sys.modules)
+"""
+
+
+def test_an_own_model_answers_where_its_sources_are_not(own: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "version"
+    digest = own.write(folder)
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert files == {artifact.WEIGHTS, artifact.MODEL, artifact.MANIFEST, *(f"code/{path}" for path in OWN)}
+    inputs = rows_of("digits", 20)["pixels"]
+    np.save(tmp_path / "rows.npy", inputs)
+    (tmp_path / "elsewhere").mkdir()
+    paths = [str(folder), digest, str(tmp_path / "rows.npy"), str(tmp_path / "answers.npz")]
+    command = [sys.executable, "-I", "-c", ELSEWHERE, *paths]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path / "elsewhere", check=False)
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "answers.npz")
+    expected = artifact.load(folder, digest).predict({"pixels": inputs})
+    for name, values in expected.items():
+        assert np.array_equal(found[name], values)
+    module = build(own.spec.model, own.prepared.features, 10, seed=1, code=own.code)
+    module.load_state_dict(own.weights)
+    arrays = own.prepared.columns.apply({"pixels": inputs})
+    with torch.inference_mode():
+        logits = module.eval()({"pixels": torch.from_numpy(arrays["pixels"])})
+    assert np.allclose(found["probabilities"], logits.softmax(1).numpy(), atol=1e-6)
+
+
+def test_tied_weights_and_buffers_come_back(own: Trained, tmp_path: Path) -> None:
+    assert own.weights["again.weight"].data_ptr() == own.weights["decode.weight"].data_ptr()
+    own.write(tmp_path / "version")
+    module = artifact.load(tmp_path / "version").module
+    found = module.state_dict()
+    assert list(found) == list(own.weights)
+    assert all(torch.equal(tensor, own.weights[name]) for name, tensor in found.items())
+    assert int(found["first.1.num_batches_tracked"]) == 12
+    assert found["first.1.num_batches_tracked"].dtype == torch.int64
+    assert module.again.weight is module.decode.weight  # type: ignore[union-attr]
+
+
+def test_every_source_is_part_of_the_digest(own: Trained, tmp_path: Path) -> None:
+    digest = own.write(tmp_path / "0")
+    assert own.write(tmp_path / "again", code=Code(dict(reversed(own.code.files.items())))) == digest
+    digests = {digest}
+    for number, path in enumerate(own.code.files, 1):
+        changed = own.code.files | {path: f"{own.code.files[path]}# another"}
+        digests.add(own.write(tmp_path / str(number), code=Code(changed)))
+    digests.add(own.write(tmp_path / "more", code=Code(own.code.files | {"nets/more.py": ""})))
+    assert len(digests) == len(own.code.files) + 2
+
+
+def test_two_versions_of_a_source_answer_in_one_process(own: Trained, tmp_path: Path) -> None:
+    doubled = own.code.files["nets/digits.py"].replace("return self.head(", "return 2 * self.head(")
+    one, two = (
+        own.write(tmp_path / "1"),
+        own.write(tmp_path / "2", code=Code(own.code.files | {"nets/digits.py": doubled})),
+    )
+    models = [artifact.load(tmp_path / "1", one), artifact.load(tmp_path / "2", two)]
+    inputs = rows_of("digits", 5)
+    first, second = (model.predict(inputs)["probabilities"].astype(np.float64) for model in models)
+    assert np.allclose(first**2 / (first**2).sum(axis=1, keepdims=True), second, atol=1e-5)
+    assert not np.allclose(first, second, atol=1e-3)
+
+
+def put(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def relist(folder: Path, name: str, to: str | None = None) -> None:
+    """Have the manifest say of `name` what its file is now; or name it otherwise."""
+    manifest = json.loads((folder / artifact.MANIFEST).read_text())
+    manifest["sha256"].pop(name, None)
+    manifest["sha256"][to or name] = hashlib.sha256((folder / (to or name)).read_bytes()).hexdigest()
+    (folder / artifact.MANIFEST).write_text(json.dumps(manifest))
+
+
+def unlist(folder: Path, name: str) -> None:
+    manifest = json.loads((folder / artifact.MANIFEST).read_text())
+    del manifest["sha256"][name]
+    (folder / artifact.MANIFEST).write_text(json.dumps(manifest))
+
+
+EVIL = "import pathlib\npathlib.Path({!r}).touch()\ndef note():\n    pass\n"
+
+
+TAMPERED: dict[str, Callable[[Path], object]] = {
+    "changed": lambda folder: None,
+    "changed and listed": lambda folder: relist(folder, "code/marker.py"),
+    "gone": lambda folder: (folder / "code/marker.py").unlink(),
+    "gone and not listed": lambda folder: unlist(folder, "code/marker.py"),
+    "one more listed": lambda folder: (put(folder / "code/more.py", ""), relist(folder, "code/more.py")),
+    "a file elsewhere": lambda folder: (
+        put(folder / "marker.py", (folder / "code/marker.py").read_text()),
+        relist(folder, "code/marker.py", "code/../marker.py"),
+    ),
+}
+
+
+@pytest.mark.parametrize("tamper", TAMPERED.values(), ids=TAMPERED)
+def test_tampered_sources_are_refused_and_not_executed(
+    tamper: Callable[[Path], object], own: Trained, tmp_path: Path
+) -> None:
+    folder, executed = tmp_path / "version", tmp_path / "executed"
+    digest = own.write(folder)
+    (folder / "code/marker.py").write_text(EVIL.format(str(executed)))
+    tamper(folder)
+    for expected in (None, digest):
+        with pytest.raises(ArtifactError, match="cannot be used"):
+            artifact.load(folder, expected)
+    assert not executed.exists()
+
+
+def test_another_own_model_than_the_registered_one_is_not_executed(own: Trained, tmp_path: Path) -> None:
+    """A whole, consistent version with other sources."""
+    folder, executed = tmp_path / "version", tmp_path / "executed"
+    digest = own.write(folder)
+    other = own.write(folder, code=Code(own.code.files | {"marker.py": EVIL.format(str(executed))}))
+    with pytest.raises(ArtifactError, match=f"its digest is {other[:12]}, not {digest[:12]}"):
+        artifact.load(folder, digest)
+    assert not executed.exists()
+    artifact.load(folder, other)
+    assert executed.exists()
+
+
+@pytest.mark.parametrize("path", ["../outside.py", "a/../b.py", "data.txt", "not-a-module.py"])
+def test_a_consistent_version_that_lists_other_files_is_refused(path: str, own: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "version"
+    (folder / "code/a").mkdir(parents=True)
+    digest = own.write(folder, code=Code(own.code.files | {path: ""}))
+    with pytest.raises(ArtifactError, match=f"names 'code/{path}', which is no file of a model version"):
+        artifact.load(folder, digest)
+
+
+def test_files_beside_the_listed_sources_are_not_part_of_a_version(own: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "version"
+    digest = own.write(folder)
+    put(folder / "code/torch.py", "raise SystemExit")
+    assert artifact.load(folder, digest).digest == digest
+
+
+def test_an_own_model_that_does_not_build_here_says_why(own: Trained, tmp_path: Path) -> None:
+    absent = Code(own.code.files | {"marker.py": "import not_installed_here\n"})
+    own.write(tmp_path / "absent", code=absent)
+    with pytest.raises(ArtifactError, match=r"No module named 'not_installed_here' \(marker.py:1\); install the pack"):
+        artifact.load(tmp_path / "absent")
+    wider = own.code.files["nets/digits.py"].replace("24, outputs", "24, outputs, bias=False")
+    own.write(tmp_path / "other", code=Code(own.code.files | {"nets/digits.py": wider}))
+    with pytest.raises(ArtifactError, match=r"its weights do not fit .*weights that the module lacks: head.bias"):
+        artifact.load(tmp_path / "other")
+
+
+def test_an_own_model_is_not_written_without_its_code(own: Trained, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="kept with its code"):
+        own.write(tmp_path / "version", code=None)
+    assert not (tmp_path / "version").exists()

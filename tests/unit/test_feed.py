@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from tidegate.data.plan import Plan, owned_shards
 from tidegate.data.prepared import ROW, TARGET, Prepared
 from tidegate.errors import FeedError
 from tidegate.spec.run import Spec
+from tidegate.transforms.augment import RowWork
+from tidegate.transforms.base import Array
 
 
 @st.composite
@@ -95,8 +97,8 @@ def iris(tmp_path_factory: pytest.TempPathFactory, prepare_by_hand: Any) -> Prep
 class Dealt:
     """Stands for Ray's iterator of one worker: the units it is dealt, as the map step made them."""
 
-    def __init__(self, folder: Path, units: Units, order: list[int]) -> None:
-        self.read, self.order = UnitReader(folder, units), order
+    def __init__(self, folder: Path, units: Units, order: list[int], work: RowWork | None = None) -> None:
+        self.read, self.order = UnitReader(folder, units, work), order
 
     def iter_batches(self, **_: Any) -> Iterator[pa.Table]:
         return (self.read(pa.table({"id": [unit]})) for unit in self.order)
@@ -131,6 +133,28 @@ def test_the_rows_that_arrive_are_those_of_the_plan(iris: Prepared, shards: int,
                 for name in (ROW, TARGET, "measures"):
                     assert np.array_equal(arrays[name], source[name][rows])
         assert steps == list(range(units.start, units.stop))
+
+
+def test_row_wise_work_is_done_in_the_map_step_for_each_step_by_itself(iris: Prepared) -> None:
+    class Marked(RowWork):
+        """Row-wise work that shows what it was given."""
+
+        def __call__(self, arrays: Mapping[str, Array], *, step: int, shard: int) -> dict[str, Array]:
+            rows = len(arrays[ROW])
+            return dict(arrays) | {"measures": arrays["measures"] + np.float32(1000 * step + 100 * shard + rows)}
+
+    plan = Plan(iris.rows_per_file("train"), 7, 32, 3, window=2)
+    units = Units(plan, 2, 2 * plan.steps_per_epoch, 4, 2)
+    source = iris.reader("train").read(np.arange(plan.num_rows))
+    for worker in range(2):
+        dealt = Dealt(iris.folder, units, list(range(worker, units.count, 2)), Marked({}, 0))
+        found = Feed(dealt, plan, start=2, stop=units.stop, steps=4, worker=worker, workers=2)
+        for step, shards in found:
+            for shard, arrays in shards.items():
+                rows = plan.shard_rows(step, shard)
+                mark = np.float32(1000 * step + 100 * shard + len(rows))
+                assert np.array_equal(arrays["measures"], source["measures"][rows] + mark)
+                assert np.array_equal(arrays[ROW], source[ROW][rows])
 
 
 @pytest.mark.parametrize("order", [[2, 0], [0], [0, 2, 2], [1]])

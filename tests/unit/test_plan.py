@@ -69,6 +69,35 @@ def test_rows_depend_on_nothing_but_the_arguments(plan: Plan, order: random.Rand
     assert {call: again.shard_rows(*call).tolist() for call in calls} == expected
 
 
+@given(plan=plans, step=st.integers(0, 10_000), data=st.data())
+@settings(max_examples=500, deadline=None)
+def test_contiguous_shards_together_are_each_of_them_in_turn(plan: Plan, step: int, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, plan.shards))
+    shards = range(first, data.draw(st.integers(first, plan.shards)))
+    rows, cuts = plan.rows(step, shards)
+    assert len(cuts) == len(shards) + 1
+    assert (cuts[0], cuts[-1], rows.dtype) == (0, len(rows), np.int64)
+    for place, shard in enumerate(shards):
+        assert rows[cuts[place] : cuts[place + 1]].tolist() == plan.shard_rows(step, shard).tolist()
+
+
+@given(plan=plans, epoch=st.integers(0, 1000))
+@settings(max_examples=300, deadline=None)
+def test_windows_name_the_files_that_rows_come_from(plan: Plan, epoch: int) -> None:
+    window, windows = (epoch, 0), []
+    while window[0] == epoch:
+        windows.append(window)
+        window = plan.window_after(window)
+    assert window == (epoch + 1, 0)
+    assert all(plan.window_files(window) for window in windows)
+    files = [file for window in windows for file in plan.window_files(window)]
+    assert sorted(files) == list(range(len(plan.rows_per_file)))
+    offsets = np.concatenate([[0], np.cumsum(plan.rows_per_file)])
+    for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
+        file = int(np.searchsorted(offsets, batch_of(plan, step)[0], "right")) - 1
+        assert file in plan.window_files(plan.window_of(step))
+
+
 @given(plan=plans)
 @settings(max_examples=500, deadline=None)
 def test_rows_mix_only_within_a_window_of_files(plan: Plan) -> None:
@@ -97,6 +126,16 @@ def test_epochs_and_seeds_differ(window: int) -> None:
     orders += [tuple(epoch_of(Plan(plan.rows_per_file, seed, 32, 4, window), 0)) for seed in (4, 5, 2**62)]
     assert len(set(orders)) == len(orders)
     assert tuple(range(200)) not in orders
+
+
+def test_rows_are_numbered_beyond_what_small_numbers_hold() -> None:
+    """Rows are kept in the smallest type that holds them all; every size gives the same order, moved."""
+    for rows in (255, 256, 65_535, 65_536, 2**32):
+        plan = Plan((rows, 10), seed=3, global_batch=10, shards=1, window=1)
+        # The second file's window alone is asked for, wherever it comes; the large one would take gigabytes.
+        epoch = next(epoch for epoch in range(99) if plan.window_files((epoch, 0)) == [1])
+        found = plan.shard_rows(epoch * plan.steps_per_epoch, 0)
+        assert sorted((found - rows).tolist()) == list(range(10))
 
 
 def test_epochs_shuffle_well() -> None:

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
 import inspect
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
 
 from tidegate import ray_internals
+from tidegate.errors import MissingError
+from tidegate.ray_internals import NAMES
+from tidegate.training import resize
+from tidegate.training.trainer import CONTROLLER
+
+# Ray warns about its own settings when they are read.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
 
-def taken() -> list[tuple[str, str]]:
-    """Every `from ray... import name` in the module, at any depth."""
-    tree = ast.parse(inspect.getsource(ray_internals))
-    imports = [
-        node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and str(node.module).startswith("ray")
-    ]
-    return [(str(node.module), alias.name) for node in imports for alias in node.names]
+@pytest.mark.parametrize("name", NAMES)
+def test_the_installed_ray_has_it(name: str) -> None:
+    assert ray_internals.take(name) is not None
 
 
-@pytest.mark.parametrize(("module", "name"), taken())
-def test_the_name_exists(module: str, name: str) -> None:
-    assert hasattr(importlib.import_module(module), name)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("part", ["module", "attribute"])
+def test_without_it_the_error_names_ray_the_name_and_the_feature(
+    name: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = NAMES[name]._replace(**{part: f"{getattr(NAMES[name], part)}_gone"})
+    monkeypatch.setitem(NAMES, name, gone)
+    with pytest.raises(MissingError) as caught:
+        ray_internals.take(name)
+    expected = f"Ray {ray.__version__} has no {gone.module}.{gone.attribute}: {gone.feature} is off"
+    assert caught.value.happened == expected
+    assert "release of Ray" in caught.value.remedy
+
+
+def test_every_name_of_the_table_is_taken_somewhere() -> None:
+    source = "".join(path.read_text() for path in Path(ray_internals.__file__).parent.rglob("*.py"))
+    assert [name for name in NAMES if f'take("{name}")' not in source] == []
 
 
 def test_the_loopback_switch_is_read_where_addresses_are_resolved() -> None:
@@ -43,3 +64,70 @@ def test_serve_asks_replicas_for_the_stats_that_the_deployer_reads() -> None:
     from ray.serve._private.replica import Replica
 
     assert hasattr(Replica, "record_routing_stats")
+
+
+def policy(**scaling: Any) -> Any:
+    config = ray.train.ScalingConfig(num_workers=(2, 5), **scaling)
+    return resize.policy(config, SimpleNamespace(), spare_cpus=0, need={"CPU": 2})
+
+
+def test_rays_controller_asks_a_policy_by_the_methods_that_ours_has() -> None:
+    """Ray's own policy has what ours replaces and what it calls, with the same arguments."""
+    base, ours = ray_internals.scaling().policy, type(policy())
+    assert issubclass(ours, base)
+    replaced = [
+        "make_decision_for_non_running_worker_group",
+        "make_decision_for_running_worker_group",
+        "_get_num_workers_for_resource_request",
+    ]
+    for method in replaced:
+        assert list(inspect.signature(getattr(ours, method)).parameters) == list(
+            inspect.signature(getattr(base, method)).parameters
+        )
+    assert list(inspect.signature(base._maybe_send_resource_request).parameters) == ["self"]
+
+
+def test_a_policy_of_ours_claims_what_is_wanted_and_decides_in_rays_words() -> None:
+    names = ray_internals.scaling()
+    ours = policy(resources_per_worker={"CPU": 2})
+    assert ours._get_num_workers_for_resource_request() == 5
+    assert ours._get_resize_decision(3) == names.resize(num_workers=3, resources_per_worker={"CPU": 2})
+    assert names.noop() == names.noop()
+
+
+def test_a_trainer_hands_its_controller_the_policy_it_was_given() -> None:
+    method = NAMES["train_controller"].attribute.split(".")[1]
+    started: list[dict[str, Any]] = []
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _initialize_and_run_controller(self, **options: Any) -> Any:
+            started.append(options)
+
+    assert hasattr(Trainer, method)
+    sized = ray_internals.with_policy(Trainer, "ours")
+    getattr(sized.__new__(sized), method)(scaling_policy="Ray's", failure_policy="kept")
+    assert started == [{"scaling_policy": "ours", "failure_policy": "kept"}]
+    source = inspect.getsource(ray_internals.take("train_controller").__globals__["DataParallelTrainer"].fit)
+    assert "scaling_policy=create_scaling_policy(" in source
+
+
+def test_workers_of_a_group_tell_their_node() -> None:
+    from ray.train.v2._internal.execution.worker_group.state import WorkerGroupState
+    from ray.train.v2._internal.execution.worker_group.worker import ActorMetadata, Worker
+
+    assert "workers" in WorkerGroupState.__dataclass_fields__
+    assert "metadata" in Worker.__dataclass_fields__
+    assert "node_id" in ActorMetadata.__dataclass_fields__
+
+
+def test_ray_train_reads_the_settings_that_a_run_makes() -> None:
+    from ray.train.v2._internal import constants
+
+    known = {value for name, value in vars(constants).items() if name.endswith("_ENV_VAR")}
+    assert set(CONTROLLER) <= known
+
+
+def test_nodes_that_are_drained_are_asked_for_by_a_method_that_is_there() -> None:
+    state = ray_internals.take("cluster_state")
+    assert list(inspect.signature(type(state).get_draining_nodes).parameters) == ["self"]
+    assert not inspect.signature(ray_internals.take("free_by_node")).parameters

@@ -1,14 +1,14 @@
-"""The ordered reduction: one tree, whatever the number of workers."""
+"""The sums over shards and workers: one tree, whatever the number of workers; and the fast one, equal to rounding."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,17 +18,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tidegate.data.plan import owned_shards
-from tidegate.training.reduce import OrderedSum, _combine, _tree_sum, subtrees
+from tidegate.training.reduce import OrderedSum, subtrees
 
-SIZE = 64
+CPU = torch.device("cpu")
+SIZE = 65
+"""The last element is the flag's. No multiple of 2, 3 or 4."""
 sizes = st.integers(1, 16).flatmap(lambda shards: st.tuples(st.just(shards), st.integers(1, shards)))
 
 
-def vectors(shards: int) -> list[Tensor]:
+def vectors(shards: int, size: int = SIZE) -> list[Tensor]:
     """Floats of very different sizes and both signs: any other order of addition shows in the last bits."""
     generator = np.random.Generator(np.random.PCG64(shards))
-    exponents = generator.uniform(-8, 8, (shards, SIZE))
-    return list(torch.from_numpy((generator.choice([-1, 1], (shards, SIZE)) * 10**exponents).astype(np.float32)))
+    exponents = generator.uniform(-8, 8, (shards, size))
+    values = (generator.choice([-1, 1], (shards, size)) * 10**exponents).astype(np.float32)
+    values[:, -1] = 0
+    return list(torch.from_numpy(values))
 
 
 def in_tree(values: list[Tensor]) -> Tensor:
@@ -39,22 +43,30 @@ def in_tree(values: list[Tensor]) -> Tensor:
     return in_tree(values[:middle]) + in_tree(values[middle:])
 
 
-def simulated(values: list[Tensor], workers: int) -> Tensor:
-    """All workers one after the other, with a dictionary in place of the all-gather."""
-    shards = len(values)
-    known = {}
-    for worker in range(workers):
-        mine = owned_shards(shards, worker, workers)
-        asked: list[int] = []
+class Simulation:
+    """A group of workers in this process: their partial sums meet in a list in place of the network."""
 
-        def vector(shard: int, asked: list[int] = asked) -> Tensor:
-            asked.append(shard)
-            return values[shard].clone()
+    def __init__(self, shards: int, workers: int) -> None:
+        self.shards = shards
+        self.sums = [OrderedSum(shards, SIZE, worker=w, workers=workers, device=CPU) for w in range(workers)]
 
-        for span in subtrees(mine.start, mine.stop, (0, shards)):
-            known[span] = _tree_sum(vector, span)
-        assert asked == list(mine)
-    return _combine(known, (0, shards))
+    def total(self, values: list[Tensor], flags: list[float]) -> Tensor:
+        """What every worker is given; each adds its shards out of the same memory."""
+        sent: list[list[Tensor]] = []
+
+        def exchange(mine: list[Tensor], combined: Any) -> Tensor:
+            sent.append([tensor.clone() for tensor in mine])
+            return combined(sent) if len(sent) == len(self.sums) else torch.empty(0)
+
+        memory = torch.empty(SIZE)
+        for worker, (sum_, flag) in enumerate(zip(self.sums, flags, strict=True)):
+            if len(self.sums) > 1:
+                sum_._exchange = exchange  # type: ignore[assignment]
+            for shard in owned_shards(self.shards, worker, len(self.sums)):
+                sum_.add(memory.copy_(values[shard]))
+            memory.fill_(float("nan"))
+            result = sum_.total(flag)
+        return result
 
 
 @given(sizes)
@@ -87,10 +99,40 @@ def test_a_range_has_few_subtrees(size: tuple[int, int]) -> None:
 
 
 @given(sizes)
-def test_the_sum_has_the_same_bits_for_any_number_of_workers(size: tuple[int, int]) -> None:
+def test_the_sum_has_the_bits_of_the_tree_for_any_number_of_workers(size: tuple[int, int]) -> None:
     shards, workers = size
     values = vectors(shards)
-    assert torch.equal(simulated(values, workers), in_tree(values))
+    total = Simulation(shards, workers).total(values, [0.0] * workers)
+    assert torch.equal(total, in_tree(values))
+
+
+@given(sizes, st.data())
+def test_the_flag_is_the_exact_sum_of_the_workers_flags(size: tuple[int, int], data: st.DataObject) -> None:
+    shards, workers = size
+    flags = data.draw(st.lists(st.integers(0, 3), min_size=workers, max_size=workers))
+    total = Simulation(shards, workers).total(vectors(shards), [float(flag) for flag in flags])
+    assert float(total[-1]) == sum(flags)
+
+
+@given(sizes)
+def test_batches_do_not_leak_into_one_another(size: tuple[int, int]) -> None:
+    shards, workers = size
+    group, values = Simulation(shards, workers), vectors(shards)
+    group.total([torch.full((SIZE,), 1e9)] * shards, [3.0] * workers)
+    for scale in (2.0, 1.0):
+        scaled = [scale * value for value in values]
+        assert torch.equal(group.total(scaled, [0.0] * workers), in_tree(scaled))
+
+
+@given(sizes, st.data())
+def test_what_was_added_of_a_batch_can_be_discarded(size: tuple[int, int], data: st.DataObject) -> None:
+    shards, workers = size
+    group, values = Simulation(shards, workers), vectors(shards)
+    for worker, sum_ in enumerate(group.sums):
+        for _ in range(data.draw(st.integers(0, len(owned_shards(shards, worker, workers)) - 1))):
+            sum_.add(torch.full((SIZE,), 1e9))
+        sum_.discard()
+    assert torch.equal(group.total(values, [0.0] * workers), in_tree(values))
 
 
 @pytest.mark.parametrize("shards", [3, 4, 5, 8, 16])
@@ -114,71 +156,133 @@ def left_to_right(values: list[Tensor]) -> Tensor:
     return total
 
 
-def test_one_worker_may_reuse_the_memory_of_its_vector() -> None:
-    values, memory = vectors(7), torch.empty(SIZE)
-    total = OrderedSum(7, SIZE, worker=0, workers=1, device=torch.device("cpu"))
-    assert torch.equal(total(lambda shard: memory.copy_(values[shard])), in_tree(values))
-    assert torch.equal(total(lambda shard: memory.copy_(values[shard])), in_tree(values))
+def test_memory_is_used_again() -> None:
+    shards, places = 16, []
+    total = OrderedSum(shards, SIZE, worker=0, workers=1, device=CPU)
+    for _ in range(4):
+        for value in vectors(shards):
+            total.add(value)
+        total.total(0.0)
+        places.append({tensor.data_ptr() for tensor in total._spare})
+    # A left and a right half at most are open on each level of the tree.
+    assert len(places[0]) <= shards.bit_length()
+    assert all(place == places[0] for place in places)
 
 
 WORKER = """
-import hashlib, json, sys
+import hashlib, json, os, sys
 import torch, torch.distributed as dist
 from tidegate.data.plan import owned_shards
-from tidegate.training.reduce import OrderedSum
-port, worker, workers, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+from tidegate.training.peers import PeerLostError, exchange
+from tidegate.training.reduce import FastSum, OrderedSum
+worker, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=worker, world_size=workers)
-found = {}
-for shards in (3, 4, 5, 8, 16):
-    values = torch.load(f"{folder}/{shards}.pt", weights_only=True)
-    total = OrderedSum(shards, values.shape[1], worker=worker, workers=workers, device=torch.device("cpu"))
-    memory, asked = torch.empty(values.shape[1]), []
-    def vector(shard):
-        asked.append(shard)
-        return memory.copy_(values[shard])
-    for _ in range(2):
-        result = total(vector)
-    assert asked == 2 * list(owned_shards(shards, worker, workers)), asked
-    found[shards] = hashlib.sha256(result.numpy().tobytes()).hexdigest()
-print(json.dumps(found))
-dist.destroy_process_group()
+
+def digest(tensor):
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+def ordered(values, workers):
+    shards, size = values.shape
+    total = OrderedSum(shards, size, worker=worker, workers=workers, device=torch.device("cpu"))
+    memory = torch.empty(size)
+    for scale, flag in ((2.0, 1.0), (1.0, 0.0), (1.0, float(3 * (worker == 0)))):
+        for shard in owned_shards(shards, worker, workers):
+            total.add(memory.copy_(scale * values[shard]))
+        memory.fill_(float("nan"))
+        result = total.total(flag)
+        yield [digest(result[:-1]), float(result[-1])]
+
+def fast(values, workers):
+    total = FastSum(workers=workers)
+    for flag in (1.0, 0.0):
+        rows = owned_shards(len(values), worker, workers)
+        total.add(values[rows.start : rows.stop].sum(0))
+        yield total.total(flag).tolist()
+
+cases, found = torch.load(f"{folder}/cases.pt", weights_only=True), {}
+for workers in range(1, 5):
+    if worker < workers:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/{workers}", rank=worker, world_size=workers)
+        for values in cases:
+            if len(values) >= workers:
+                name = f"{workers} workers, {len(values)} shards of {values.shape[1]}"
+                found[name] = [list(ordered(values, workers)), list(fast(values, workers))]
+        dist.destroy_process_group()
+print(json.dumps(found), flush=True)
+
+# The last one dies in the middle of a step; what the others do is what Ray then sees.
+for workers in (2, 4):
+    if worker < workers:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/lost-{workers}", rank=worker, world_size=workers)
+        total = OrderedSum(4, 1000, worker=worker, workers=workers, device=torch.device("cpu"))
+        for _ in owned_shards(4, worker, workers):
+            total.add(torch.ones(1000))
+        if worker == workers - 1:
+            os._exit(0)
+        try:
+            with exchange():
+                total.total(0.0)
+        except PeerLostError:
+            print("lost", flush=True)
+        os._exit(0)
 """
 
 
-def test_real_process_groups_of_one_two_and_three_give_the_bits_of_the_tree(tmp_path: Path) -> None:
-    expected = {}
-    for shards in (3, 4, 5, 8, 16):
-        values = vectors(shards)
-        torch.save(torch.stack(values), tmp_path / f"{shards}.pt")
-        expected[str(shards)] = hashlib.sha256(in_tree(values).numpy().tobytes()).hexdigest()
-    for workers in (1, 2, 3):
-        for found in run_workers(workers, tmp_path):
-            assert found == expected
-
-
-def run_workers(workers: int, folder: Path) -> list[dict[str, str]]:
-    """What each of some worker processes printed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """The lines of four processes that were in groups of one to four."""
+    folder = tmp_path_factory.mktemp("groups")
+    torch.save(CASES, folder / "cases.pt")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, port, str(worker), str(workers), str(folder)],
+            [sys.executable, "-c", WORKER, str(worker), str(folder)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
         )
-        for worker in range(workers)
+        for worker in range(4)
     ]
     try:
-        outputs = [process.communicate(timeout=120) for process in processes]
+        outputs = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.wait()
     for process, (_, errors) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, errors
-    return [json.loads(output) for output, _ in outputs]
+        assert "Warning" not in errors
+    return [output.splitlines() for output, _ in outputs]
+
+
+# A vector shorter than the group is wide, ones that the group does not divide, and one that it does.
+CASES = [torch.stack(vectors(shards, size)) for shards in (1, 2, 3, 4, 5, 8, 16) for size in (3, 67, 120)]
+
+
+def test_real_process_groups_give_the_bits_of_the_tree_and_the_flag(groups: list[list[str]]) -> None:
+    compared = 0
+    for worker, lines in enumerate(groups):
+        found = json.loads(lines[0])
+        for values in CASES:
+            for workers in range(worker + 1, min(4, len(values)) + 1):
+                ordered, _ = found[f"{workers} workers, {len(values)} shards of {values.shape[1]}"]
+                sums = [in_tree(list(scale * values))[:-1] for scale in (2.0, 1.0, 1.0)]
+                digests = [hashlib.sha256(total.numpy().tobytes()).hexdigest() for total in sums]
+                assert ordered == [list(pair) for pair in zip(digests, [float(workers), 0.0, 3.0], strict=True)]
+                compared += 1
+    assert compared == sum(workers for values in CASES for workers in range(1, min(4, len(values)) + 1))
+
+
+def test_the_fast_sum_is_the_same_to_rounding(groups: list[list[str]]) -> None:
+    for lines in groups:
+        for name, (_, fast) in json.loads(lines[0]).items():
+            (values,) = [case for case in CASES if name.endswith(f" {len(case)} shards of {case.shape[1]}")]
+            exact, sizes = values.double().sum(0), values.double().abs().sum(0)
+            for total, flag in zip(fast, (float(name.split()[0]), 0.0), strict=True):
+                assert ((torch.tensor(total[:-1]).double() - exact[:-1]).abs() <= 1e-6 * sizes[:-1]).all()
+                assert total[-1] == flag
+
+
+def test_a_worker_whose_peer_dies_says_so(groups: list[list[str]]) -> None:
+    assert [lines[1:] for lines in groups] == [["lost"], [], ["lost"], []]

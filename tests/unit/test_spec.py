@@ -26,10 +26,22 @@ TRAIN = {
     "epochs": 30,
     "global_batch": 64,
     "shards": 4,
+    "micro_batch": 16,
+    "reduction": "ordered",
+    "precision": "fp32",
+    "compile": False,
+    "class_weights": None,
     "optimizer": {"type": "momentum", "lr": 3e-3, "weight_decay": 0.01, "momentum": 0.9, "clip_norm": 1.0},
     "schedule": {"type": "cosine", "warmup_fraction": 0.1},
     "early_stop": {"metric": "validation.loss", "patience": 3},
-    "workers": {"min": 1, "max": 2, "cpu": 1},
+    "checkpoint": {
+        "every_s": 30.0,
+        "every_steps": 500,
+        "keep": 3,
+        "best": "validation.loss",
+        "path": "s3://bucket/runs",
+    },
+    "workers": {"min": 1, "max": 2, "cpu": 1, "gpu": 1, "accelerator": "H100"},
 }
 ENDPOINT = {
     "name": "digits",
@@ -53,6 +65,7 @@ def whole(model: dict[str, Any], inputs: dict[str, Any], target: dict[str, Any],
             "target": target,
             "split": {"train": 0.7, "validation": 0.15, "test": 0.15, "stratify": target["column"]},
             "invalid_rows": {"action": "drop", "max_fraction": 0.02},
+            "feed": "local",
         },
         "model": model,
         "train": copy.deepcopy(TRAIN),
@@ -68,8 +81,17 @@ def whole(model: dict[str, Any], inputs: dict[str, Any], target: dict[str, Any],
 VALID: dict[str, dict[str, Any]] = {
     "cnn": whole(
         {"type": "cnn", "channels": [32, 64], "hidden": 128, "dropout": 0.3, "init": "kaiming"},
-        {"pixels": {"type": "image", "size": [8, 8], "channels": 1, "max_value": 16.0}},
+        {
+            "pixels": {
+                "type": "image",
+                "size": [8, 8],
+                "channels": 1,
+                "max_value": 16.0,
+                "augment": {"shift": 1, "flip": True},
+            }
+        },
         {"column": "label", "type": "category"},
+        train=copy.deepcopy(TRAIN) | {"class_weights": "balanced"},
     ),
     "mlp": whole(
         {"type": "mlp", "hidden": [64, 32], "dropout": 0.1, "init": "xavier"},
@@ -89,7 +111,16 @@ VALID: dict[str, dict[str, Any]] = {
         {"type": "linear", "init": "zero"},
         {"x": {"type": "number", "length": 10, "scale": "none", "missing": "refuse"}},
         {"column": "y", "type": "number"},
-        train=copy.deepcopy(TRAIN) | {"global_batch": "all"},
+        train=copy.deepcopy(TRAIN) | {"global_batch": "all", "reduction": "fast", "precision": "bf16", "compile": True},
+    ),
+    "custom": whole(
+        {"type": "custom", "build": "shop.models:Net", "loss": "shop.losses:focal", "args": {}},
+        {
+            "text": {"type": "text", "tokenizer": "word", "vocab_size": 300, "max_length": 8},
+            "age": {"type": "number", "length": 1, "scale": "none", "missing": "refuse"},
+        },
+        {"column": "bought", "type": "category"},
+        train=copy.deepcopy(TRAIN) | {"class_weights": {"yes": 3.0, "no": 1.0}},
     ),
 }
 VALID["short text"] = {
@@ -160,11 +191,15 @@ def refusal(value: Any) -> list[str]:
     return []
 
 
+MEASURED = ("evaluate", "train.early_stop.metric", "train.checkpoint.best", "train.class_weights")
+"""Keys whose values fit one kind of target only."""
+
+
 def tied(path: tuple[Any, ...]) -> tuple[str, ...]:
     """Keys that a rule ties to the key at `path`: a line may name them too."""
     text = written(path)
     if path[-1] == "type" and path[0] in ("data", "model"):
-        return (written(path[:-1]), "data.inputs", "model", "evaluate", "train.early_stop.metric")
+        return (written(path[:-1]), "data.inputs", "model", *MEASURED)
     groups: list[tuple[str, ...]] = [
         tuple(f"data.split.{key}" for key in ("train", "validation", "test", "stratify", "column")),
         ("train.shards", "train.workers.max", "train.workers.min"),
@@ -172,7 +207,9 @@ def tied(path: tuple[Any, ...]) -> tuple[str, ...]:
         ("model.width", "model.heads"),
         ("publish.endpoint.replicas.min", "publish.endpoint.replicas.max"),
         ("data.target.column", "data.inputs"),
-        ("data.target.type", "evaluate", "train.early_stop.metric"),
+        ("data.target.type", *MEASURED),
+        ("train.checkpoint.best", "train.early_stop.metric"),
+        ("train.workers.gpu", "train.workers.accelerator"),
         ("data.inputs", "model.type"),
         ("data.source.path", "data.source.format"),
         tuple(f"{written(path[:-1])}.{key}" for key in ("at_least", "at_most")),
@@ -232,6 +269,10 @@ def test_every_listed_mutation_of_every_place_is_refused_by_its_path_or_valid(na
     assert refused > 1000 or name == "short text"
 
 
+FREE = [("data", "inputs"), ("evaluate", "require"), ("train", "class_weights"), ("model", "args")]
+"""Mappings whose keys are names that a person chooses."""
+
+
 @pytest.mark.parametrize("name", sorted(VALID))
 def test_an_added_key_is_refused_by_its_path(name: str) -> None:
     value = VALID[name]
@@ -242,8 +283,7 @@ def test_an_added_key_is_refused_by_its_path(name: str) -> None:
                 if key in at(value, path):
                     continue
                 lines = refusal(changed(value, (*path, key), new))
-                if path not in (("data", "inputs"), ("evaluate", "require")):
-                    assert lines, (path, key)
+                assert lines or path in FREE, (path, key)
                 if lines:
                     shown = "''" if key == "" else key
                     place = f"{written(path)}.{shown}" if path else str(shown)
@@ -321,7 +361,7 @@ def test_an_unknown_key_is_told_what_was_meant_or_what_there_is(path: tuple[str,
 
 def test_lines_say_what_was_found_and_what_to_write() -> None:
     assert refusal(changed(VALID["cnn"], ("model", "type"), "resnet")) == [
-        "model.type: found 'resnet'; write one of 'linear', 'mlp', 'cnn', 'transformer'"
+        "model.type: found 'resnet'; write one of 'linear', 'mlp', 'cnn', 'transformer', 'custom'"
     ]
     (line,) = refusal(changed(VALID["cnn"], ("train", "epochs"), 0))
     assert line == "train.epochs: found 0; should be greater than or equal to 1"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -44,18 +47,50 @@ def down() -> None:
 
 
 @click.command()
-def status() -> None:
-    """The cluster: where it is, what it has and what is free."""
+@click.argument("run", required=False)
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def status(run: str | None, as_json: bool) -> None:
+    """The cluster: where it is, what it has and what is free. With RUN: where that run is and what it has been through.
+
+    A run is shown by what its driver says; without one, by what its last driver left and MLflow has recorded.
+    """
+    labelled, known = _run(run) if run else _cluster()
+    if as_json:
+        click.echo(json.dumps(known, indent=1))
+        return
+    for label, text in labelled:
+        click.echo(f"{label:<13} {text}")
+
+
+def _run(name: str) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    from tidegate import standing
+
+    found = standing.one_run(name)
+    version = standing.version_of(found)
+    return standing.described(found, version), standing.facts(found) | {"version": version}
+
+
+def _cluster() -> tuple[list[tuple[str, str]], dict[str, Any]]:
     from tidegate import connection
 
     connection.connect()
+    import ray
+
     now = connection.status()
-    click.echo(f"Ray           {now.address}, {now.nodes} {'node' if now.nodes == 1 else 'nodes'}")
-    click.echo(f"dashboard     {now.dashboard_url or 'none'}")
-    for name in ("CPU", "GPU"):
-        if now.total.get(name):
-            click.echo(f"{name}s          {now.available.get(name, 0):g} of {now.total[name]:g} free")
-    click.echo(f"serving       {'yes' if now.serving else 'no'}")
+    living = [node for node in ray.nodes() if node["Alive"]]
+    pages = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in living]
+    labelled = [
+        ("Ray", f"{now.address}, {now.nodes} {'node' if now.nodes == 1 else 'nodes'}"),
+        ("dashboard", now.dashboard_url or "none"),
+        *(
+            (f"{name}s", f"{now.available.get(name, 0):g} of {now.total[name]:g} free")
+            for name in ("CPU", "GPU")
+            if now.total.get(name)
+        ),
+        ("serving", "yes" if now.serving else "no"),
+        ("metrics", ", ".join(pages[:3]) + (f" and {len(pages) - 3} more" if pages[3:] else "")),
+    ]
+    return labelled, asdict(now) | {"metrics": pages}
 
 
 @click.command()

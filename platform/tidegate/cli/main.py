@@ -8,7 +8,7 @@ import click
 
 from tidegate import settings
 from tidegate.cli import cluster, endpoints, models, runs, spec
-from tidegate.errors import TidegateError
+from tidegate.errors import StoppedError, TidegateError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -28,6 +28,10 @@ for command in (
     spec.spec,
     runs.train,
     runs.runs,
+    runs.resize,
+    runs.pause,
+    runs.resume,
+    runs.stop,
     models.models,
     endpoints.deploy,
     endpoints.endpoints,
@@ -45,13 +49,15 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        # Click has put its own error around the interrupt, which may say at which step the run stopped.
+        click.echo(str(error.__cause__ or error) or "interrupted", err=True)
         sys.exit(130)
     except Exception as error:
         if shows_traceback:
             raise
-        click.echo(f"error: {_line(error)}", err=True)
+        # A run that stopped as it was asked to is no error, but nothing that a script should go on from either.
+        click.echo(_line(error) if isinstance(_cause(error), StoppedError) else f"error: {_line(error)}", err=True)
         sys.exit(getattr(_cause(error), "exit_code", 1))
 
 

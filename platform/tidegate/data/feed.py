@@ -21,6 +21,7 @@ from ray.train import DataConfig
 from tidegate.data.plan import Plan, owned_shards
 from tidegate.data.prepared import arrays_batch, batch_arrays, open_folder
 from tidegate.errors import FeedError
+from tidegate.transforms.augment import RowWork
 from tidegate.transforms.base import Array
 
 if TYPE_CHECKING:
@@ -75,10 +76,10 @@ def steps_per_unit(plan: Plan, row_bytes: int) -> int:
 
 
 class UnitReader:
-    """The map step: reads the rows of one unit. Runs on any CPU of the cluster."""
+    """The map step: reads the rows of one unit and does the row-wise work. Runs on any CPU of the cluster."""
 
-    def __init__(self, folder: Path, units: Units) -> None:
-        self.folder, self.units = folder, units
+    def __init__(self, folder: Path, units: Units, work: RowWork | None) -> None:
+        self.folder, self.units, self.work = folder, units, work
 
     def __call__(self, block: pa.Table) -> pa.Table:
         unit = int(block.column("id")[0].as_py())
@@ -89,11 +90,23 @@ class UnitReader:
     def _payload(self, steps: range, shard: int) -> pa.Buffer:
         rows = [self.units.plan.shard_rows(step, shard) for step in steps]
         arrays = _reader(self.folder).read(np.concatenate(rows))
+        if self.work is not None:
+            arrays = _worked(self.work, arrays, steps, shard, [len(part) for part in rows])
         batch = arrays_batch(arrays)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
         return sink.getvalue()
+
+
+def _worked(work: RowWork, arrays: dict[str, Array], steps: range, shard: int, sizes: list[int]) -> dict[str, Array]:
+    """Arrays of one shard over some steps, of `sizes` rows each, with each step's row-wise work done."""
+    ends = np.cumsum(sizes).tolist()
+    parts = [
+        work({name: array[end - size : end] for name, array in arrays.items()}, step=step, shard=shard)
+        for step, size, end in zip(steps, sizes, ends, strict=True)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in arrays}
 
 
 _readers: dict[Path, Any] = {}
@@ -120,9 +133,9 @@ class PlannedShards(DataConfig):  # type: ignore[misc]
     which is known here.
     """
 
-    def __init__(self, folder: Path, stop: int, plan: Plan, steps: int) -> None:
+    def __init__(self, folder: Path, stop: int, plan: Plan, steps: int, work: RowWork | None) -> None:
         super().__init__()
-        self.folder, self.stop, self.plan, self.steps = folder, stop, plan, steps
+        self.folder, self.stop, self.plan, self.steps, self.work = folder, stop, plan, steps, work
 
     def configure(
         self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
@@ -134,7 +147,7 @@ class PlannedShards(DataConfig):  # type: ignore[misc]
     def _units(self, units: Units) -> ray.data.Dataset:
         import ray.data
 
-        read = UnitReader(self.folder, units)
+        read = UnitReader(self.folder, units, self.work)
         count = max(1, units.count)
         dataset = ray.data.range(count, override_num_blocks=count).map_batches(
             read, batch_format="pyarrow", batch_size=None

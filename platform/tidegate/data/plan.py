@@ -7,27 +7,32 @@ last batch of an epoch is as small as the rows that are left, so that every row 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from tidegate.data.random import Rows, permutation
+from tidegate.transforms.base import Array
 
 FILE_STREAM = 2**63
+Window = tuple[int, int]
+"""An epoch, and the number of a window of files in it."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """Row numbers are positions in the prepared split: files in their stored order, rows in theirs."""
 
-    rows_per_file: tuple[int, ...]
+    # Left out of the hash, which is taken several times a step: there may be a hundred thousand files.
+    rows_per_file: tuple[int, ...] = field(hash=False)
     seed: int
     global_batch: int
     shards: int
     window: int = 8
 
-    @property
+    @cached_property
     def num_rows(self) -> int:
         return sum(self.rows_per_file)
 
@@ -45,21 +50,43 @@ class Plan:
 
     def shard_rows(self, step: int, shard: int) -> Rows:
         """The ordered rows of one shard of the batch of `step`. Empty when the batch has fewer rows than shards."""
-        size = self.batch_rows(step)
-        start = step % self.steps_per_epoch * self.global_batch
-        return self._ordered(
-            self.epoch_of(step), start + size * shard // self.shards, start + size * (shard + 1) // self.shards
-        )
+        return self.rows(step, range(shard, shard + 1))[0]
+
+    def rows(self, step: int, shards: range) -> tuple[Rows, list[int]]:
+        """The ordered rows of contiguous shards of the batch of `step`, and where each shard begins among them.
+
+        The last of these `len(shards) + 1` places is where the rows end.
+        """
+        epoch, place = divmod(step, self.steps_per_epoch)
+        size, start = self.batch_rows(step), place * self.global_batch
+        cuts = [size * shard // self.shards for shard in range(shards.start, shards.stop + 1)]
+        return self._ordered(epoch, start + cuts[0], start + cuts[-1]), [cut - cuts[0] for cut in cuts]
+
+    def window_of(self, step: int) -> Window:
+        """The window in which the batch of `step` begins."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return epoch, bisect_right(_window_edges(self, epoch), place * self.global_batch) - 1
+
+    def window_after(self, window: Window) -> Window:
+        """The window that is read next."""
+        epoch, number = window
+        last = (number + 1) * self.window >= len(self.rows_per_file)
+        return (epoch + 1, 0) if last else (epoch, number + 1)
+
+    def window_files(self, window: Window) -> list[int]:
+        """The files of a window, as positions in `rows_per_file`."""
+        epoch, number = window
+        return [int(file) for file in _file_order(self, epoch)[number * self.window : (number + 1) * self.window]]
 
     def _ordered(self, epoch: int, start: int, stop: int) -> Rows:
         """Places `start..stop-1` of the epoch's order."""
-        edges = _window_edges(self, epoch)
-        first, last = (int(np.searchsorted(edges, place, "right")) - 1 for place in (start, max(start, stop - 1)))
-        parts = [
-            _window_rows(self, epoch, window)[max(0, start - edges[window]) : max(0, stop - edges[window])]
-            for window in range(first, last + 1)
-        ]
-        return np.concatenate(parts)
+        edges, parts = _window_edges(self, epoch), []
+        window = bisect_right(edges, start) - 1
+        while start < stop:
+            end = min(stop, edges[window + 1])
+            parts.append(_window_rows(self, (epoch, window))[start - edges[window] : end - edges[window]])
+            start, window = end, window + 1
+        return np.concatenate(parts, dtype=np.int64) if parts else np.zeros(0, np.int64)
 
 
 def owned_shards(shards: int, worker: int, workers: int) -> range:
@@ -67,22 +94,26 @@ def owned_shards(shards: int, worker: int, workers: int) -> range:
     return range(worker * shards // workers, (worker + 1) * shards // workers)
 
 
-@lru_cache(maxsize=4)
+# Two of each: a batch may begin in one window and end in the next; and the next epoch's files are asked for ahead.
+@lru_cache(maxsize=2)
 def _file_order(plan: Plan, epoch: int) -> Rows:
     return permutation(len(plan.rows_per_file), key=(plan.seed, epoch), stream=FILE_STREAM)
 
 
-@lru_cache(maxsize=4)
-def _window_edges(plan: Plan, epoch: int) -> Rows:
+@lru_cache(maxsize=2)
+def _window_edges(plan: Plan, epoch: int) -> list[int]:
     """Where each window starts in the epoch's order, and where the last one ends."""
     sizes = np.asarray(plan.rows_per_file, np.int64)[_file_order(plan, epoch)]
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    return np.append(starts[: -1 : plan.window], starts[-1])
+    return [*starts[: -1 : plan.window].tolist(), plan.num_rows]
 
 
-@lru_cache(maxsize=4)
-def _window_rows(plan: Plan, epoch: int, window: int) -> Rows:
-    files = _file_order(plan, epoch)[window * plan.window : (window + 1) * plan.window]
+@lru_cache(maxsize=2)
+def _window_rows(plan: Plan, window: Window) -> Array:
+    """The rows of a window in their order, in the smallest type that holds them: files may be of very many rows."""
+    epoch, number = window
+    files = plan.window_files(window)
     offsets = np.concatenate([[0], np.cumsum(plan.rows_per_file)])
-    rows = np.concatenate([np.arange(offsets[file], offsets[file + 1]) for file in files]).astype(np.int64)
-    return rows[permutation(len(rows), key=(plan.seed, epoch), stream=window)]
+    dtype = np.min_scalar_type(plan.num_rows)
+    rows = np.concatenate([np.arange(offsets[file], offsets[file + 1], dtype=dtype) for file in files])
+    return rows[permutation(len(rows), key=(plan.seed, epoch), stream=number)]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +29,8 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 ROW, TARGET = "__row", "__target"
 """Columns of every prepared file: the row's number in the source, and what the model is to predict."""
+ADVICE_BYTES = 128 * 2**10
+"""Linux brings no more than its read-ahead size for one piece of advice, which is this unless it was changed."""
 
 
 @dataclass(frozen=True)
@@ -64,30 +70,55 @@ class Prepared:
 
 
 class Reader:
-    """Reads rows of a split by number, through memory maps: what is not touched takes no memory."""
+    """Reads rows of a split by number, through memory maps: what is not touched takes no memory.
 
-    def __init__(self, files: Sequence[Path], rows: Sequence[int]) -> None:
-        self.files, self.offsets = list(files), np.concatenate([[0], np.cumsum(rows)])
-        self._open: dict[int, dict[str, Array]] = {}
+    The maps of the `keep` files that were read last stay open; by default those of two windows of a plan.
+    """
+
+    def __init__(self, files: Sequence[Path], rows: Sequence[int], *, keep: int = 16) -> None:
+        self.files, self.offsets, self.keep = list(files), np.concatenate([[0], np.cumsum(rows)]), keep
+        self._open: OrderedDict[int, dict[str, Array]] = OrderedDict()
 
     def read(self, rows: Rows) -> dict[str, Array]:
         """Copies of the given rows, in their order: `[len(rows), ...]` for each column."""
-        owner = np.searchsorted(self.offsets, rows, "right") - 1
-        needed = np.unique(owner)
-        if len(needed) == 1:
-            start = self.offsets[needed[0]]
-            return {name: view[rows - start] for name, view in self._views(int(needed[0])).items()}
-        result = {name: np.empty((len(rows), *view.shape[1:]), view.dtype) for name, view in self._views(0).items()}
-        for file in needed:
-            places = np.flatnonzero(owner == file)
-            for name, view in self._views(int(file)).items():
-                result[name][places] = view[rows[places] - self.offsets[file]]
-        return result
+        owner = self.offsets.searchsorted(rows, "right") - 1
+        first = int(owner.min()) if len(rows) else 0
+        if not len(rows) or owner.max() == first:
+            places = rows - self.offsets[first]
+            return {name: view[places] for name, view in self._views(first).items()}
+        return self._gathered(rows, owner)
+
+    def _gathered(self, rows: Rows, owner: Rows) -> dict[str, Array]:
+        """Rows of several files: file by file, and then in their order."""
+        order = owner.argsort(kind="stable")
+        owner = owner[order]
+        places = rows[order] - self.offsets[owner]
+        cuts = [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(rows)]
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        views = self._views(int(owner[0]))
+        gathered = {name: np.empty((len(rows), *view.shape[1:]), view.dtype) for name, view in views.items()}
+        for start, stop in pairwise(cuts):
+            for name, view in self._views(int(owner[start])).items():
+                # Every place exists in its file; with the mode that raises, NumPy would copy once more.
+                view.take(places[start:stop], axis=0, out=gathered[name][start:stop], mode="clip")
+        return {name: array.take(back, axis=0) for name, array in gathered.items()}
+
+    def read_ahead(self, files: Iterable[int]) -> None:
+        """Ask the kernel to bring files into memory that are not open yet, where it takes such advice."""
+        for file in files:
+            if file not in self._open and hasattr(os, "posix_fadvise"):
+                with _damage_named(self.files[file]), self.files[file].open("rb") as opened:
+                    for start in range(0, os.fstat(opened.fileno()).st_size, ADVICE_BYTES):
+                        os.posix_fadvise(opened.fileno(), start, ADVICE_BYTES, os.POSIX_FADV_WILLNEED)
 
     def _views(self, file: int) -> dict[str, Array]:
         if file not in self._open:
             expected = int(self.offsets[file + 1] - self.offsets[file])
             self._open[file] = open_arrays(self.files[file], expected)
+            if len(self._open) > self.keep:
+                self._open.popitem(last=False)
+        self._open.move_to_end(file)
         return self._open[file]
 
 
@@ -113,12 +144,18 @@ def open_folder(folder: Path) -> Prepared:
 
 def open_arrays(path: Path, rows: int) -> dict[str, Array]:
     """Zero-copy views `[rows, ...]` of every column of an Arrow file. Raises DataError when it is damaged."""
+    with _damage_named(path), pa.memory_map(str(path)) as source:
+        batch = pa.ipc.open_file(source).get_batch(0)
+        if batch.num_rows != rows:
+            raise ValueError(f"{batch.num_rows} rows, not {rows}")
+        return batch_arrays(batch)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Raise what goes wrong with a prepared file as a DataError that names it."""
     try:
-        with pa.memory_map(str(path)) as source:
-            batch = pa.ipc.open_file(source).get_batch(0)
-            if batch.num_rows != rows:
-                raise ValueError(f"{batch.num_rows} rows, not {rows}")
-            return batch_arrays(batch)
+        yield
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"the prepared file {path} is damaged: {error}", remedy="delete its folder; it is made anew"

@@ -2,27 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tidegate.models import custom
 from tidegate.models.cnn import Cnn
+from tidegate.models.code import Code
 from tidegate.models.linear import Linear
 from tidegate.models.mlp import Mlp
 from tidegate.models.transformer import Transformer
 from tidegate.spec import model as spec
 from tidegate.transforms.base import Feature
 
+MOST_NAMES = 4
+"""Names in a sentence; of more, the number is told."""
 
-def build(options: spec.Model, features: Sequence[Feature], outputs: int, *, seed: int) -> nn.Module:
-    """A module with initial weights drawn from `seed` alone."""
+
+def build(
+    options: spec.Model, features: Sequence[Feature], outputs: int, *, seed: int, code: Code | None = None
+) -> nn.Module:
+    """A module with initial weights drawn from `seed` alone.
+
+    `code` holds the sources of a person's own model; without it, one is imported from installed packages only. Raises
+    SpecError for an own model that cannot be made.
+    """
+    with _random_state(seed):
+        return _module(options, features, outputs, code or Code({}))
+
+
+def misfit(module: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Why `weights` do not fit the module, in words. Empty when they do."""
+    own = module.state_dict()
+    other = [
+        f"{name} {list(weights[name].shape)}, not {list(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    parts = {
+        "weights that the module lacks": [name for name in weights if name not in own],
+        "weights missing": [name for name in own if name not in weights],
+        "weights of another shape": other,
+    }
+    return "; ".join(f"{what}: {_first(names)}" for what, names in parts.items() if names)
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+@contextmanager
+def _random_state(seed: int) -> Iterator[None]:
+    """Random numbers of torch, NumPy and Python from `seed`: a person's module may draw weights from any of them."""
+    python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _module(options, features, outputs)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
 
 
-def _module(options: spec.Model, features: Sequence[Feature], outputs: int) -> nn.Module:
+def _module(options: spec.Model, features: Sequence[Feature], outputs: int, code: Code) -> nn.Module:
     if isinstance(options, spec.Linear):
         return Linear(options, features, outputs)
     if isinstance(options, spec.Mlp):
@@ -31,4 +80,6 @@ def _module(options: spec.Model, features: Sequence[Feature], outputs: int) -> n
         return Cnn(options, features, outputs)
     if isinstance(options, spec.Transformer):
         return Transformer(options, features, outputs)
+    if isinstance(options, spec.Custom):
+        return custom.build(options, features, outputs, code)
     raise ValueError(f"no model type for {type(options).__name__}")

@@ -68,7 +68,7 @@ class Checkpoint(Part):
 
 
 class Workers(Part):
-    """How many worker processes train, the logical CPUs of each (also its compute threads), and whether it has a GPU."""
+    """How many worker processes train, the CPUs (and compute threads) of each, and whether it has a GPU."""
 
     min: int = Field(1, ge=1, le=4096)
     max: int = Field(1, ge=1, le=4096)

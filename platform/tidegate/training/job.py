@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tidegate.data.plan import Plan
 from tidegate.data.prepared import Prepared, open_folder
+from tidegate.models.code import Code
 from tidegate.spec.run import Spec
 
 
@@ -18,9 +20,16 @@ class Job:
     spec: Spec
     prepared_folder: Path
     run_folder: Path
+    checkpoints: str
+    """Folder or URI of the run's checkpoints."""
+    identity: str
+    """What decides the model: a checkpoint of another identity is not this run's."""
     monitor: Any
     """Handle of the run's Monitor actor."""
-    checkpoint_every_s: float
+    code: Code
+    """Sources of the person's own model."""
+    loop: Callable[[Any], None] | None = None
+    """The person's own loop; None for Tidegate's."""
     ledger: str = ""
     """Directory of the ledger; empty for none."""
 

@@ -3,96 +3,122 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tidegate.data.plan import Plan
-from tidegate.data.prepared import ROW, TARGET, Prepared
 from tidegate.errors import TrainingError
-from tidegate.models.build import build
 from tidegate.spec.run import Spec
 from tidegate.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from tidegate.training.early_stop import BestEpoch
 from tidegate.training.gradients import EXTRAS, Gradients
 from tidegate.training.job import total_steps
-from tidegate.training.ledger import Ledger
-from tidegate.training.objective import loss_sum
-from tidegate.training.optimizer import build_optimizer, rate_factor, set_rate
-from tidegate.training.reduce import OrderedSum
-from tidegate.training.validation import tensors
-from tidegate.transforms.base import Array
+from tidegate.training.optimizer import build_optimizer, check_parameters, rate_factor, set_rates
+from tidegate.training.peers import exchange
+from tidegate.training.reduce import FastSum, OrderedSum
 
-Batch = Mapping[int, Mapping[str, Array]]
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Learner:
     """The state that training changes. The same on every worker after every step."""
 
     def __init__(
-        self, spec: Spec, prepared: Prepared, plan: Plan, *, worker: int, workers: int, ledger: Ledger
+        self,
+        spec: Spec,
+        plan: Plan,
+        model: nn.Module,
+        make_optimizer: MakeOptimizer | None,
+        *,
+        worker: int,
+        workers: int,
+        device: torch.device,
     ) -> None:
-        self.spec, self.plan, self.ledger = spec, plan, ledger
-        self.device = torch.device("cpu")
+        self.spec, self.plan, self.device = spec, plan, device
         self.total_steps = total_steps(spec, plan)
-        self.model = build(spec.model, prepared.features, prepared.target.num_outputs, seed=spec.seed).to(self.device)
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = build_optimizer(spec.train.optimizer, self.parameters)
-        self.gradients = Gradients(self.parameters)
-        size = self.gradients.count + EXTRAS
-        self.sum = OrderedSum(plan.shards, size, worker=worker, workers=workers, device=self.device)
+        self.model = model.to(device)
+        self.gradients = Gradients(self.model, device)
+        self.optimizer = (
+            make_optimizer(self.gradients.parameters)
+            if make_optimizer
+            else build_optimizer(spec.train.optimizer, self.gradients.parameters)
+        )
+        check_parameters(self.optimizer, self.gradients.parameters)
+        self.gradients.attach()
+        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        size = self.gradients.first_extra + EXTRAS
+        if spec.train.reduction == "fast":
+            self._refuse_statistics()
+            self.sum: OrderedSum | FastSum = FastSum(workers=workers)
+        else:
+            self.sum = OrderedSum(plan.shards, size, worker=worker, workers=workers, device=device)
         self.step = 0
-        self.best = BestEpoch(spec.train.early_stop)
+        self.best = BestEpoch(spec.train.checkpoint.best, spec.train.early_stop)
         self.best_weights: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
-        self._epoch_loss = {"sum": 0.0, "rows": 0.0}
+        self._epoch_loss = {"sum": 0.0, "weight": 0.0}
+        self._loss = self._weight = 0.0
+        self._rows = 0
 
-    def learn(self, batch: Batch, *, flag: bool) -> tuple[float, bool]:
-        """One step on this worker's shards; the mean loss of the whole batch, and whether any worker raised its flag.
+    def begin(self, shard: int) -> None:
+        """Begin a shard: no gradients, and random state of its own."""
+        self.gradients.clear()
+        self._loss = self._weight = 0.0
+        self._rows = 0
+        seed = shard_seed(self.spec.seed, self.step, shard)
+        # torch.manual_seed also notes the call stack for a CUDA that is not there: as long as a small forward pass.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
+    def backward(self, loss: Tensor, weight: float, rows: int) -> None:
+        """Add the gradients of some rows of the shard: `loss` is their mean, `weight` what it is the mean over."""
+        (loss * weight).backward()  # type: ignore[no-untyped-call]
+        self.gradients.attach()
+        self._loss += float(loss.detach()) * weight
+        self._weight += weight
+        self._rows += rows
+
+    def end(self) -> None:
+        """End the shard. Also one without rows is begun and ended."""
+        self.sum.add(self.gradients.note(self._loss, self._weight, self._rows))
+
+    def finish(self, flag: int) -> tuple[float, int]:
+        """Once all shards of this worker have ended: step. The mean loss of the whole batch, and the workers' flag.
 
         Raises TrainingError when the loss is not finite.
         """
-        total = self.sum(lambda shard: self._shard(shard, batch[shard], flag))
-        loss, rows, flagged = self.gradients.take(total)
+        with exchange():
+            total = self.sum.total(float(flag))
+        loss, weight, flags = self.gradients.take(total)
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise TrainingError(
                 f"the loss became {loss} at step {self.step}",
                 remedy="lower train.optimizer.lr, or bound the gradient with train.optimizer.clip_norm",
             )
-        options = self.spec.train.optimizer
-        if options.clip_norm is not None:
-            self.gradients.clip(options.clip_norm)
-        set_rate(self.optimizer, options.lr * rate_factor(self.spec.train.schedule, self.step, self.total_steps))
+        if self.spec.train.optimizer.clip_norm is not None:
+            self.gradients.clip(self.spec.train.optimizer.clip_norm)
+        factor = rate_factor(self.spec.train.schedule, self.step, self.total_steps)
+        set_rates(self.optimizer, [rate * factor for rate in self.rates])
         self.optimizer.step()
         self.step += 1
-        self._epoch_loss = {"sum": self._epoch_loss["sum"] + loss * rows, "rows": self._epoch_loss["rows"] + rows}
-        return loss, flagged
-
-    def _shard(self, shard: int, arrays: Mapping[str, Array], flag: bool) -> Tensor:
-        """Gradients and loss of one shard, by itself, from random state of its own."""
-        self.gradients.clear()
-        rows = arrays[ROW]
-        if not len(rows):
-            return self.gradients.note(0.0, 0.0, flag)
-        # torch.manual_seed also notes the call stack for a CUDA that is not there: as long as a small forward pass.
-        torch.default_generator.manual_seed(shard_seed(self.spec.seed, self.step, shard))
-        outputs = self.model(tensors(arrays, self.device))
-        loss = loss_sum(self.spec.task, outputs, torch.from_numpy(arrays[TARGET].copy()).to(self.device))
-        self.ledger.note(self.step, shard, rows)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return self.gradients.note(loss.item(), float(len(rows)), flag)
+        self._epoch_loss["sum"] += loss * weight
+        self._epoch_loss["weight"] += weight
+        return loss, flags
 
     def take_epoch_loss(self) -> float:
         """The mean loss over the rows since the last call."""
-        taken, self._epoch_loss = self._epoch_loss, {"sum": 0.0, "rows": 0.0}
-        return taken["sum"] / taken["rows"]
+        taken, self._epoch_loss = self._epoch_loss, {"sum": 0.0, "weight": 0.0}
+        return taken["sum"] / taken["weight"]
 
     def keep_best(self) -> None:
         self.best_weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
-    def checkpoint(self, *, finished: bool) -> Checkpoint:
+    def checkpoint(self, *, finished: bool, extra: dict[str, Any]) -> Checkpoint:
+        """The state as it is now, not copied; `extra` goes into the checkpoint's `state`."""
         parts = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
         if self.best_weights:
             parts["best"] = self.best_weights
@@ -102,16 +128,33 @@ class Learner:
             "epoch_loss": self._epoch_loss,
             "best": {"epoch": self.best.epoch, "value": self.best.value},
         }
-        return Checkpoint(self.step, parts, state)
+        return Checkpoint(self.step, parts, state | extra)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        self.model.load_state_dict(checkpoint.tensors["model"])
-        restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"])
-        self.best_weights = dict(checkpoint.tensors.get("best", {}))
+        """Go on from a checkpoint. Raises TrainingError when it is of another model."""
+        try:
+            self.model.load_state_dict(checkpoint.tensors["model"])
+            restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise TrainingError(
+                f"the checkpoint of step {checkpoint.step} does not fit the model: {reason}",
+                remedy="restore the model's code, or begin a run of another name",
+            ) from error
+        self.gradients.remember_statistics()
+        self.best_weights = {name: t.to(self.device) for name, t in checkpoint.tensors.get("best", {}).items()}
         self.best.epoch, self.best.value = (checkpoint.state["best"][key] for key in ("epoch", "value"))
         self.history = list(checkpoint.state["history"])
         self._epoch_loss = dict(checkpoint.state["epoch_loss"])
         self.step = checkpoint.step
+
+    def _refuse_statistics(self) -> None:
+        if self.gradients.statistics:
+            raise TrainingError(
+                "the model keeps running statistics of its batches (BatchNorm), which `train.reduction: fast` would "
+                "compute over other rows for another number of workers",
+                remedy="write `train.reduction: ordered`, which keeps them by shard, or use LayerNorm or GroupNorm",
+            )
 
 
 def shard_seed(seed: int, step: int, shard: int) -> int:

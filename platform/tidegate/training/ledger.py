@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 from tidegate.transforms.base import Array
 
 
 class Ledger:
-    """Appends `{"step", "shard", "rows"}` (row numbers of the source) as a JSON line, just before the backward pass."""
+    """Appends `{"step", "shard", "rows", "at"}` as a JSON line, just before the backward pass.
+
+    `rows` are row numbers of the source. `at` is the time in nanoseconds since the epoch: where workers were lost and a
+    step was computed again, the later note is the one that counts.
+    """
 
     def __init__(self, folder: str, run: str, worker: int) -> None:
         """`folder` is a path that this worker can write to; empty for no ledger."""
@@ -25,4 +30,5 @@ class Ledger:
     def note(self, step: int, shard: int, rows: Array) -> None:
         if self._file:
             with self._file.open("a") as file:
-                file.write(json.dumps({"step": step, "shard": shard, "rows": rows.tolist()}) + "\n")
+                note = {"step": step, "shard": shard, "rows": rows.tolist(), "at": time.time_ns()}
+                file.write(json.dumps(note) + "\n")

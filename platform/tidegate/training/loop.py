@@ -1,108 +1,196 @@
-"""The training loop of one worker."""
+"""The training loop of one worker: Tidegate's own loop, and what happens around the steps of any loop."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 import ray.train
+import ray.train.torch
 import torch
+from torch import nn
 
 from tidegate import evaluation
 from tidegate.data.feed import Feed, steps_per_unit
+from tidegate.data.local_feed import LocalFeed
 from tidegate.data.prepared import Prepared
-from tidegate.errors import FeedError, TrainingError
+from tidegate.errors import TidegateError, TrainingError
 from tidegate.metrics import CLASSIFICATION, REGRESSION
-from tidegate.training import checkpoint as checkpoints
 from tidegate.training import validation
+from tidegate.training.checkpoint import Checkpoints, differences, environment
+from tidegate.training.counter import StepCounter
+from tidegate.training.fit import Fit, Shards
 from tidegate.training.job import Job, plan_of
-from tidegate.training.learner import Learner
+from tidegate.training.learner import Learner, MakeOptimizer
 from tidegate.training.ledger import Ledger
+from tidegate.training.orders import FLAGS, Orders
+from tidegate.training.pace import Pace
+from tidegate.training.peers import PeerLostError
 from tidegate.training.progress import Progress
-
-PROGRESS_EVERY_S = 0.5
-KEEP_CHECKPOINTS = 2
+from tidegate.training.saver import Saver
+from tidegate.transforms.augment import RowWork
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """Entry point of every worker process. `config["job"]` is the Job."""
-    worker = Worker(config["job"])
+    job: Job = config["job"]
     try:
-        worker.run()
-    except TrainingError as error:
-        # Every worker meets it at the same step, and would again after a restart: the run ends here, the driver raises.
-        if worker.rank == 0:
-            ray.get(worker.job.monitor.tell_failure.remote(error))
+        worker = Worker(job)
+        (job.loop or standard)(worker.fit)
+        worker.end()
+    except PeerLostError:
+        # Ray restarts the group; what went wrong is told by the worker that it went wrong in.
+        raise
+    except Exception as error:
+        ray.get(job.monitor.tell_failure.remote(as_failure(error)))
+        raise
+
+
+def as_failure(error: Exception) -> TidegateError:
+    """An error of the loop, the model or the data as the person should see it: it would come again after a restart."""
+    if isinstance(error, TidegateError):
+        return error
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = f" ({frame.tb_frame.f_code.co_filename}:{frame.tb_lineno})" if frame else ""
+    lines = str(error).strip().splitlines() or [""]
+    return TrainingError(f"the loop raised {type(error).__name__}: {lines[0]}{where}")
+
+
+def standard(fit: Fit) -> None:
+    """Tidegate's own loop: the spec's model, optimizer and objective."""
+    model, _ = fit.prepare(fit.build())
+    loss_of = fit.objective()
+    for batch in fit.batches("train"):
+        fit.step(*loss_of(model(batch), batch[fit.target.column]))
 
 
 class Worker:
-    """One worker of a run: feeds its learner, and on rank 0 writes checkpoints and tells the progress."""
+    """One worker of a run: feeds its loop, and on rank 0 writes checkpoints, tells the progress and takes orders."""
 
     def __init__(self, job: Job) -> None:
         context = ray.train.get_context()
         self.job, self.rank, self.workers = job, context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(job.spec.train.workers.cpu)
+        self.device = ray.train.torch.get_device() if job.spec.train.workers.gpu else torch.device("cpu")
         self.prepared = job.prepared()
         self.plan = plan_of(job.spec, self.prepared)
-        ledger = Ledger(job.ledger, job.name, self.rank)
-        self.learner = Learner(
-            job.spec, self.prepared, self.plan, worker=self.rank, workers=self.workers, ledger=ledger
-        )
-        self.reader = self.prepared.reader("validation")
-        self._saved_at = self._told_at = time.monotonic()
-        self._started_at = 0.0
-        self._epoch_rows, self._epoch_started_at = 0, time.monotonic()
-        self._rows = self._rows_told = 0
+        self.fit = Fit(job, self.prepared, self, Ledger(job.ledger, job.name, self.rank))
+        self.validation = self.prepared.reader("validation")
+        self._is_leaving = False
+        self._progress = Pace()
+        if self.rank == 0:
+            self._checkpoints = Checkpoints(job.checkpoints)
+            self._saver = Saver(self._checkpoints, job.spec.train.checkpoint.keep)
+            self._counter = StepCounter(job.run_folder / "steps")
 
-    def run(self) -> None:
-        checkpoint = checkpoints.latest(self.job.run_folder)
-        if checkpoint is not None:
-            self.learner.restore(checkpoint)
-        stopped = self.learner.best.gives_up(len(self.learner.history))
-        if not stopped:
-            self._train()
-        self._save(finished=True)
-
-    def _train(self) -> None:
-        shard = ray.train.get_dataset_shard("train")
-        start = self.learner.step
-        feed = Feed(
-            shard,
+    def learner(self, model: nn.Module, make_optimizer: MakeOptimizer | None) -> Learner:
+        learner = Learner(
+            self.job.spec,
             self.plan,
-            start=start,
-            stop=self.learner.total_steps,
-            steps=steps_per_unit(self.plan, row_bytes(self.prepared)),
+            model,
+            make_optimizer,
             worker=self.rank,
             workers=self.workers,
+            device=self.device,
         )
-        for step, batch in feed:
-            if step != self.learner.step:
-                raise FeedError(f"the feed brought step {step}, the model is at {self.learner.step}")
-            if self._one_step(batch):
-                return
+        checkpoint = Checkpoints(self.job.checkpoints).latest(self.job.identity)
+        if checkpoint is not None:
+            learner.restore(checkpoint)
+        if self.rank == 0:
+            if checkpoint is not None:
+                for sentence in differences(checkpoint.state["environment"], environment(self.device)):
+                    self.job.monitor.tell_line.remote(sentence)
+            started = self.job.monitor.tell_started.remote(learner.step, self.workers, self._counter.read())
+            self._counter.write(learner.step)
+            self._orders = Orders(self.job.monitor, ray.get(started))
+        return learner
 
-    def _one_step(self, batch: Any) -> bool:
-        """Train on one batch; whether training is over."""
-        due = self.rank == 0 and time.monotonic() - self._saved_at > self.job.checkpoint_every_s
-        rows = self.plan.batch_rows(self.learner.step)
-        loss, save = self.learner.learn(batch, flag=due)
-        self._rows += rows
-        self._epoch_rows += rows
-        stop = False
-        if self.learner.step % self.plan.steps_per_epoch == 0:
-            stop = self._finish_epoch()
-        self._tell(loss)
-        if save and not stop:
-            self._save(finished=False)
-        return stop
+    def feed(self, learner: Learner) -> Iterator[tuple[int, Shards]]:
+        if learner.best.gives_up(len(learner.history)):
+            return iter(())
+        work = RowWork.of(self.job.spec.data, self.prepared, self.job.spec.seed)
+        self._progress.begin()
+        if self.job.spec.data.resolved_feed == "local":
+            local = LocalFeed(
+                self.prepared,
+                self.plan,
+                start=learner.step,
+                stop=learner.total_steps,
+                worker=self.rank,
+                workers=self.workers,
+                work=work,
+            )
+            return iter(local)
+        shard = ray.train.get_dataset_shard("train")
+        steps = steps_per_unit(self.plan, row_bytes(self.prepared))
+        stop = learner.total_steps
+        feed = Feed(
+            shard, self.plan, start=learner.step, stop=stop, steps=steps, worker=self.rank, workers=self.workers
+        )
+        return iter(feed)
 
-    def _finish_epoch(self) -> bool:
+    def flag(self) -> int:
+        return self._orders.flag if self.rank == 0 else 0
+
+    def is_over(self, learner: Learner, loss: float, flag: int) -> bool:
+        """After every step: count it, end the epoch, tell, save, obey. Whether the loop should end."""
+        rows = self.plan.batch_rows(learner.step - 1)
+        self._progress.step(rows)
+        over = learner.step == learner.total_steps
+        if learner.step % self.plan.steps_per_epoch == 0:
+            over = self._finish_epoch(learner) or over
+        if self.rank == 0:
+            self._counter.write(learner.step)
+            self._tell(learner, loss, over)
+        if flag and not over:
+            return self._obey(learner, flag)
+        if self.rank == 0 and not over and self._is_due(learner):
+            self._save(learner, finished=False)
+        return over
+
+    def end(self) -> None:
+        """After the loop: the final checkpoint, unless the run goes on elsewhere."""
+        learner = self.fit.learner
+        if self.rank == 0 and not self._is_leaving:
+            self._save(learner, finished=True)
+            self._saver.wait()
+
+    def _obey(self, learner: Learner, flag: int) -> bool:
+        self._is_leaving = True
+        if flag == FLAGS["abort"]:
+            return True
+        if self.rank == 0:
+            self._save(learner, finished=False)
+            with self._progress.checkpointing():
+                self._saver.wait()
+            self._tell(learner, self._progress.loss, True)
+            order = "yield" if flag == FLAGS["yield"] else "leave"
+            ray.get(self.job.monitor.tell_saved.remote(order))
+        while flag == FLAGS["yield"]:
+            # Returning would end the run: Ray's controller replaces this process.
+            time.sleep(1)
+        return True
+
+    def _is_due(self, learner: Learner) -> bool:
+        rule = self.job.spec.train.checkpoint
+        every = rule.every_steps is not None and learner.step % rule.every_steps == 0
+        return every or time.monotonic() - self._progress.saved_at > rule.every_s
+
+    def _save(self, learner: Learner, *, finished: bool) -> None:
+        extra = {"identity": self.job.identity, "environment": environment(self.device)}
+        with self._progress.checkpointing():
+            self._saver.save(learner.checkpoint(finished=finished, extra=extra))
+        self._progress.saved_at = time.monotonic()
+
+    def _finish_epoch(self, learner: Learner) -> bool:
         """Validate and note the epoch; whether training should stop."""
-        speed = self._epoch_rows / (time.monotonic() - self._epoch_started_at)
-        learner, target = self.learner, self.prepared.target
+        target = self.prepared.target
         outputs, targets = validation.outputs(
-            learner.model, self.reader, worker=self.rank, workers=self.workers, device=learner.device
+            learner.model, self.validation, worker=self.rank, workers=self.workers, device=self.device
         )
         names = CLASSIFICATION if self.job.spec.task == "classification" else REGRESSION
         if not target.is_category:
@@ -111,49 +199,35 @@ class Worker:
         epoch = learner.step // self.plan.steps_per_epoch
         mean = learner.take_epoch_loss() * target.loss_scale
         metrics = {"train.loss": mean} | {f"validation.{name}": value for name, value in measured.items()}
-        if learner.best.improves(epoch, metrics) and learner.best.rule is not None:
+        if learner.best.improves(epoch, metrics) and learner.best.metric is not None:
             learner.keep_best()
         record = {"epoch": epoch, "step": learner.step, **metrics, "lr": learner.optimizer.param_groups[0]["lr"]}
         learner.history.append(record)
         if self.rank == 0:
-            self.job.monitor.tell_epoch.remote(record | {"rows_per_s": speed})
-        self._epoch_rows, self._epoch_started_at = 0, time.monotonic()
+            self.job.monitor.tell_epoch.remote(record | {"rows_per_s": self._progress.epoch_speed()})
         return learner.best.gives_up(epoch)
 
-    def _tell(self, loss: float) -> None:
-        now = time.monotonic()
-        if not self._started_at:
-            # The first step pays for start-up: the speed is counted from its end.
-            self._started_at = self._told_at = now
-            self._rows = 0
-        if self.rank != 0 or (now - self._told_at < PROGRESS_EVERY_S and self.learner.step < self.learner.total_steps):
+    def _tell(self, learner: Learner, loss: float, now: bool) -> None:
+        self._progress.loss = loss
+        if not (now or self._progress.is_due()):
             return
-        speed = (self._rows - self._rows_told) / max(now - self._told_at, 1e-9)
-        overall = self._rows / max(now - self._started_at, 1e-9)
-        left = (self.learner.total_steps - self.learner.step) * self.plan.global_batch / max(overall, 1e-9)
-        self._told_at, self._rows_told = now, self._rows
-        epoch = min(self.learner.step // self.plan.steps_per_epoch + 1, self.job.spec.train.epochs)
+        epoch = min((learner.step - 1) // self.plan.steps_per_epoch + 1, self.job.spec.train.epochs)
+        speed, overall = self._progress.speeds()
         self.job.monitor.tell.remote(
             Progress(
-                step=self.learner.step,
-                total_steps=self.learner.total_steps,
+                step=learner.step,
+                total_steps=learner.total_steps,
                 epoch=epoch,
                 epochs=self.job.spec.train.epochs,
                 loss=loss * self.prepared.target.loss_scale,
                 rows_per_s=speed,
                 workers=self.workers,
-                seconds_left=left,
+                seconds_left=(learner.total_steps - learner.step) * self.plan.global_batch / max(overall, 1e-9),
+                training_s=self._progress.training_s,
+                checkpointing_s=self._progress.checkpointing_s,
+                checkpoints=self._saver.written,
             )
         )
-
-    def _save(self, *, finished: bool) -> None:
-        """Checkpoint. Called by all workers at the same step: Ray's report is a barrier."""
-        if self.rank == 0:
-            checkpoints.write(self.job.run_folder, self.learner.checkpoint(finished=finished))
-            checkpoints.prune(self.job.run_folder, KEEP_CHECKPOINTS)
-        # Not handed to Ray: it would refuse to go on with the run once one it was told of has been pruned.
-        ray.train.report({"step": self.learner.step})
-        self._saved_at = time.monotonic()
 
 
 def row_bytes(prepared: Prepared) -> int:

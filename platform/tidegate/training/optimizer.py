@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from tidegate.errors import TrainingError
 from tidegate.spec.train import Optimizer, Schedule
 
 
 def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """torch's optimizer of the spec's type."""
+    """torch's optimizer of the spec's type, in its fused form: one pass over all weights."""
+    common: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay, "fused": True}
     if spec.type == "sgd":
-        return torch.optim.SGD(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
+        return torch.optim.SGD(parameters, **common)
     if spec.type == "momentum":
-        return torch.optim.SGD(parameters, lr=spec.lr, weight_decay=spec.weight_decay, momentum=spec.momentum)
+        return torch.optim.SGD(parameters, momentum=spec.momentum, **common)
     if spec.type == "adam":
-        return torch.optim.Adam(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
+        return torch.optim.Adam(parameters, **common)
     if spec.type == "adamw":
-        return torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
+        return torch.optim.AdamW(parameters, **common)
     raise ValueError(f"no optimizer {spec.type!r}")
+
+
+def check_parameters(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Raises TrainingError when the optimizer would change weights whose gradients no reduction adds up."""
+    known = {id(parameter) for parameter in parameters}
+    found = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if strangers := [list(p.shape) for p in found if p.requires_grad and id(p) not in known]:
+        raise TrainingError(
+            f"the optimizer has weights that are not the model's, of shape {', '.join(map(str, strangers))}",
+            remedy="make them part of the module that fit.prepare is given",
+        )
 
 
 def rate_factor(spec: Schedule, step: int, total_steps: int) -> float:
@@ -35,6 +49,7 @@ def rate_factor(spec: Schedule, step: int, total_steps: int) -> float:
     return 1 - done if spec.type == "linear" else 1.0
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
+def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
+    """Set the learning rate of each group of parameters."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate

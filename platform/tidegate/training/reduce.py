@@ -1,7 +1,12 @@
-"""Ordered reduction: shard vectors are added in one fixed binary tree: the same bits for any number of workers.
+"""Sums over the shards of a batch and over workers, in one fixed order or as fast as it goes.
 
-A worker's contiguous range of shards consists of a few whole subtrees of the tree over all shards. It adds each subtree
-by itself; the partial sums travel in one all-gather; every worker finishes the tree in the same order.
+`OrderedSum` adds shard vectors in one fixed binary tree: the same bits for any number of workers. A worker's contiguous
+range of shards consists of a few whole subtrees of the tree over all shards. It adds each subtree by itself; the
+partial sums travel; the rest of the tree is added in the same order everywhere. Between two workers all partial sums go
+to both. Among more, each worker adds one slice of the vector for all (a reduce-scatter and an all-gather, as in
+Rabenseifner 2004, but with the order of the additions kept), so that what travels does not grow with their number.
+
+`FastSum` is one all-reduce: its order, and so the last bits, follow the number of workers.
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ from torch import Tensor
 from tidegate.data.plan import owned_shards
 
 Span = tuple[int, int]
+Combined = Callable[[list[list[Tensor]]], Tensor]
+"""From each worker's partial sums to the sum of all."""
 
 
 def subtrees(first: int, last: int, span: Span) -> list[Span]:
@@ -28,44 +35,141 @@ def subtrees(first: int, last: int, span: Span) -> list[Span]:
     return subtrees(first, last, (start, middle)) + subtrees(first, last, (middle, stop))
 
 
-class OrderedSum:
-    """Sums one float vector `[size]` a shard over all shards of a batch."""
-
-    def __init__(self, shards: int, size: int, *, worker: int, workers: int, device: torch.device) -> None:
-        self.shards, self.worker, self.workers = shards, worker, workers
-        self.owned = [self._owned(other) for other in range(workers)]
-        rows = max(len(spans) for spans in self.owned)
-        self.mine = torch.zeros(rows, size, device=device)
-        self.all = [torch.zeros(rows, size, device=device) for _ in range(workers)] if workers > 1 else [self.mine]
-
-    def _owned(self, worker: int) -> list[Span]:
-        shards = owned_shards(self.shards, worker, self.workers)
-        return subtrees(shards.start, shards.stop, (0, self.shards))
-
-    def __call__(self, vector: Callable[[int], Tensor]) -> Tensor:
-        """The sum `[size]`. `vector(shard)` is called for this worker's shards in order; it may reuse memory."""
-        for row, span in enumerate(self.owned[self.worker]):
-            self.mine[row].copy_(_tree_sum(vector, span))
-        if self.workers > 1:
-            dist.all_gather(self.all, self.mine)
-        known = {
-            span: self.all[worker][row] for worker, spans in enumerate(self.owned) for row, span in enumerate(spans)
-        }
-        return _combine(known, (0, self.shards))
-
-
-def _tree_sum(vector: Callable[[int], Tensor], span: Span) -> Tensor:
+def right_children(span: Span) -> dict[Span, Span]:
+    """For every right child in the tree over `span`, its parent."""
     start, stop = span
     if stop - start == 1:
-        return vector(start)
+        return {}
     middle = (start + stop) // 2
-    left = _tree_sum(vector, (start, middle)).clone()
-    return left.add_(_tree_sum(vector, (middle, stop)))
+    return {(middle, stop): span} | right_children((start, middle)) | right_children((middle, stop))
 
 
-def _combine(known: dict[Span, Tensor], span: Span) -> Tensor:
+def combine(known: dict[Span, Tensor], span: Span) -> Tensor:
+    """The sum over `span` from the sums of the subtrees that are known."""
     if span in known:
         return known[span]
     start, stop = span
     middle = (start + stop) // 2
-    return _combine(known, (start, middle)) + _combine(known, (middle, stop))
+    return combine(known, (start, middle)) + combine(known, (middle, stop))
+
+
+class OrderedSum:
+    """Sums one float vector `[size]` a shard over all shards of a batch. The last element is kept for a flag."""
+
+    def __init__(self, shards: int, size: int, *, worker: int, workers: int, device: torch.device) -> None:
+        self.size, self.worker, self.workers = size, worker, workers
+        self.tree = (0, shards)
+        self.parents = right_children(self.tree)
+        self.first = owned_shards(shards, worker, workers).start
+        self.owned = [self._owned(other) for other in range(workers)]
+        self._exchange = Exchange([len(spans) for spans in self.owned], size, worker, device) if workers > 1 else None
+        self._stack: list[tuple[Span, Tensor]] = []
+        self._next = self.first
+        self._spare: list[Tensor] = []
+
+    def _owned(self, worker: int) -> list[Span]:
+        shards = owned_shards(self.tree[1], worker, self.workers)
+        return subtrees(shards.start, shards.stop, self.tree)
+
+    def add(self, vector: Tensor) -> None:
+        """Add the next of this worker's shards, in order. `vector` may be overwritten afterwards."""
+        span, current = (self._next, self._next + 1), vector
+        self._next += 1
+        while self._stack and self._stack[-1][0] == (self.parents.get(span, span)[0], span[0]):
+            left, total = self._stack.pop()
+            total.add_(current)
+            if current is not vector:
+                self._spare.append(current)
+            span, current = (left[0], span[1]), total
+        if current is vector:
+            current = self._spare.pop() if self._spare else torch.empty_like(vector)
+            current.copy_(vector)
+        self._stack.append((span, current))
+
+    def discard(self) -> None:
+        """Begin anew with this worker's first shard."""
+        self._spare += [tensor for _, tensor in self._stack]
+        self._stack, self._next = [], self.first
+
+    def total(self, flag: float) -> Tensor:
+        """The sum `[size]` over all shards of all workers; its last element is the sum of the workers' flags.
+
+        It is good until the next `add`.
+        """
+        mine = self._stack
+        self.discard()
+        mine[0][1][-1] = flag
+        if self._exchange is None:
+            return combine(dict(mine), self.tree)
+        return self._exchange([tensor for _, tensor in mine], self._combined)
+
+    def _combined(self, sums: list[list[Tensor]]) -> Tensor:
+        known = {
+            span: tensor
+            for spans, tensors in zip(self.owned, sums, strict=True)
+            for span, tensor in zip(spans, tensors, strict=True)
+        }
+        return combine(known, self.tree)
+
+
+class FastSum:
+    """Sums one vector `[size]` a worker with one all-reduce."""
+
+    def __init__(self, *, workers: int) -> None:
+        self.workers = workers
+        self._sum: Tensor | None = None
+
+    def add(self, vector: Tensor) -> None:
+        """Hand over this worker's vector; it becomes the sum."""
+        self._sum = vector
+
+    def discard(self) -> None:
+        """Forget the vector."""
+        self._sum = None
+
+    def total(self, flag: float) -> Tensor:
+        assert self._sum is not None
+        self._sum[-1] = flag
+        if self.workers > 1:
+            dist.all_reduce(self._sum)
+        return self._sum
+
+
+class Exchange:
+    """Brings every worker's partial sums together; `rows[w]` is how many worker `w` has."""
+
+    def __init__(self, rows: list[int], size: int, worker: int, device: torch.device) -> None:
+        self.rows, self.size, self.worker, self.workers = rows, size, worker, len(rows)
+        self.slice = -(-size // self.workers)
+        if self.workers == 2:
+            self.mine = torch.zeros(max(rows), size, device=device)
+            self.all = [torch.zeros(max(rows), size, device=device) for _ in rows]
+        else:
+            self.send = torch.zeros(self.workers, rows[worker], self.slice, device=device)
+            self.received = torch.zeros(sum(rows), self.slice, device=device)
+            self.joined = torch.zeros(self.workers * self.slice, device=device)
+            self.slices = list(self.joined.view(self.workers, self.slice))
+
+    def __call__(self, mine: list[Tensor], combined: Combined) -> Tensor:
+        return self._gathered(mine, combined) if self.workers == 2 else self._sliced(mine, combined)
+
+    def _gathered(self, mine: list[Tensor], combined: Combined) -> Tensor:
+        for row, tensor in enumerate(mine):
+            self.mine[row].copy_(tensor)
+        dist.all_gather(self.all, self.mine)
+        return combined([list(sums[:rows]) for sums, rows in zip(self.all, self.rows, strict=True)])
+
+    def _sliced(self, mine: list[Tensor], combined: Combined) -> Tensor:
+        for row, tensor in enumerate(mine):
+            for other in range(self.workers):
+                part = tensor[other * self.slice : (other + 1) * self.slice]
+                self.send[other, row, : len(part)].copy_(part)
+        dist.all_to_all_single(
+            self.received,
+            self.send.view(-1, self.slice),
+            output_split_sizes=self.rows,
+            input_split_sizes=[self.rows[self.worker]] * self.workers,
+        )
+        total = combined([list(part) for part in torch.split(self.received, self.rows)])
+        dist.all_gather(self.slices, total)
+        return self.joined[: self.size]

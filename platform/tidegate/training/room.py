@@ -1,44 +1,83 @@
-"""Room for a run: as many workers as the cluster can spare when it starts."""
+"""Room for a run: how many workers fit where."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import ray
 
+from tidegate import ray_internals
 from tidegate.errors import ClusterError
+from tidegate.spec.data import Data
 from tidegate.spec.train import Workers
 
-FEED_CPUS = 1
-"""Kept free of workers for the feed's map step, which could not run otherwise."""
 TOLD_EVERY_S = 10.0
+Resources = Mapping[str, float]
 
 
-def workers(wanted: Workers, say: Callable[[str], None]) -> tuple[int, int]:
-    """The bounds, with the maximum lowered to what is free now: Ray Train does not see what Serve and others hold.
+def needs(workers: Workers) -> dict[str, float]:
+    """What one worker takes."""
+    found: dict[str, float] = {"CPU": workers.cpu}
+    if workers.gpu:
+        found["GPU"] = workers.gpu
+    if workers.accelerator:
+        found[f"accelerator_type:{workers.accelerator}"] = 0.001
+    return found
 
-    Waits, and says so, while not even the minimum fits. Raises ClusterError when it never can.
+
+def feed_cpus(data: Data) -> int:
+    """CPUs that no worker may take: the `ray_data` feed's map step could not run otherwise."""
+    return 1 if data.resolved_feed == "ray_data" else 0
+
+
+def free_nodes() -> dict[str, dict[str, float]]:
+    """What is free on each node that is to stay."""
+    leaving = ray_internals.draining_nodes()
+    return {node: dict(free) for node, free in ray_internals.free_by_node().items() if node not in leaving}
+
+
+def fitting(nodes: Mapping[str, Resources], need: Resources, *, spare_cpus: int) -> int:
+    """How many workers fit on the nodes, each on one of them, with so many CPUs left over anywhere."""
+    count = sum(
+        max(0, math.floor(min(have.get(kind, 0) / amount for kind, amount in need.items()) + 1e-9))
+        for have in nodes.values()
+    )
+    cpus = sum(have.get("CPU", 0) for have in nodes.values()) - spare_cpus
+    return max(0, min(count, math.floor(cpus / need["CPU"] + 1e-9)))
+
+
+def wait(wanted: Workers, spare_cpus: int, say: Callable[[str], None], given_up: Callable[[], bool]) -> int:
+    """How many workers fit now, once it is the minimum. Says so while it is not.
+
+    Returns 0 when `given_up()`. Raises ClusterError when the minimum can never fit.
     """
-    told = 0.0
-    while True:
-        room = free_workers(ray.available_resources(), wanted.cpu)
+    told, need = 0.0, needs(wanted)
+    while not given_up():
+        room = fitting(free_nodes(), need, spare_cpus=spare_cpus)
         if room >= wanted.min:
-            return wanted.min, min(wanted.max, room)
-        ever = free_workers(ray.cluster_resources(), wanted.cpu)
-        if ever < wanted.min:
-            raise ClusterError(
-                f"the run needs {wanted.min} workers of {wanted.cpu} CPUs and {FEED_CPUS} CPU for its feed; "
-                f"the cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs in all",
-                remedy="lower train.workers, or add nodes",
-            )
+            return min(room, wanted.max)
+        _refuse_impossible(wanted, spare_cpus)
         if time.monotonic() - told > TOLD_EVERY_S:
             told = time.monotonic()
-            free = ray.available_resources().get("CPU", 0)
-            say(f"waiting for {wanted.min * wanted.cpu + FEED_CPUS} CPUs: {free:g} are free")
+            say(f"waiting for room for {_named(wanted, spare_cpus)}: there is room for {room}")
         time.sleep(0.5)
+    return 0
 
 
-def free_workers(resources: dict[str, float], cpu: int) -> int:
-    return max(0, math.floor((resources.get("CPU", 0) - FEED_CPUS) / cpu))
+def _refuse_impossible(wanted: Workers, spare_cpus: int) -> None:
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    if fitting(nodes, needs(wanted), spare_cpus=spare_cpus) < wanted.min:
+        total = ray.cluster_resources()
+        held = ", ".join(f"{total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU") if kind == "CPU" or wanted.gpu)
+        raise ClusterError(
+            f"the run needs {_named(wanted, spare_cpus)}; the cluster has {held} in all",
+            remedy="lower train.workers, or add nodes",
+        )
+
+
+def _named(wanted: Workers, spare_cpus: int) -> str:
+    one = " and ".join(f"{amount:g} {kind}" for kind, amount in needs(wanted).items() if ":" not in kind)
+    feed = f", and {spare_cpus} CPU for the feed" if spare_cpus else ""
+    return f"{wanted.min} worker{'s' * (wanted.min != 1)} of {one} each{feed}"

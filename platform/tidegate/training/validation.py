@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from tidegate.data.plan import owned_shards
 from tidegate.data.prepared import ROW, TARGET, Reader
+from tidegate.training.peers import exchange
 from tidegate.transforms.base import Array
 
 CHUNK_ROWS = 256
@@ -19,35 +21,60 @@ CHUNK_ROWS = 256
 
 def tensors(arrays: Mapping[str, Array], device: torch.device) -> dict[str, Tensor]:
     """The inputs among prepared arrays, as tensors."""
-    # Arrays that come from shared memory are read-only, which torch cannot express: hence the copy.
-    return {
-        name: torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
-        for name, array in arrays.items()
-        if name not in (ROW, TARGET)
-    }
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items() if name not in (ROW, TARGET)}
 
 
 def outputs(
     model: nn.Module, reader: Reader, *, worker: int, workers: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Raw outputs `[rows, ...]` and targets `[rows]` of all rows of a split, on every worker, in the split's order."""
+    """Raw outputs `[rows, ...]` and targets `[rows]` of all rows of a split, on every worker, in the split's order.
+
+    Both are on the CPU.
+    """
     total = int(reader.offsets[-1])
     chunks = -(-total // CHUNK_ROWS)
-    mine = owned_shards(chunks, worker, workers)
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
+    # A worker without a chunk computes the first, to know the shape of what the others send.
+    mine = list(owned_shards(chunks, worker, workers)) or [0]
+    with evaluating(model):
         parts = [_chunk(model, reader, chunk, total, device) for chunk in mine]
-    model.train(was_training)
-    if workers == 1:
-        gathered = [parts]
-    else:
-        gathered = [None] * workers  # type: ignore[list-item]
-        dist.all_gather_object(gathered, parts)
-    flat = [part for worker_parts in gathered for part in worker_parts]
-    return torch.cat([part[0] for part in flat]), torch.cat([part[1] for part in flat])
+    found, targets = (torch.cat([part[place] for part in parts]) for place in (0, 1))
+    if workers > 1:
+        rows = [_rows(owned_shards(chunks, other, workers), total) for other in range(workers)]
+        found, targets = _gathered(found, rows), _gathered(targets.to(device), rows)
+    return found.cpu(), targets.cpu()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, without gradients; afterwards each of its modules in the mode it was in.
+
+    Not torch.inference_mode: what a module keeps for later calls must serve in training too.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _rows(chunks: range, total: int) -> int:
+    return min(total, chunks.stop * CHUNK_ROWS) - min(total, chunks.start * CHUNK_ROWS)
+
+
+def _gathered(mine: Tensor, rows: list[int]) -> Tensor:
+    """Every worker's rows, one worker after the other. All send as many as the longest part has."""
+    padded = mine.new_zeros(max(rows), *mine.shape[1:])
+    count = rows[dist.get_rank()]
+    padded[:count] = mine[:count]
+    received = [torch.empty_like(padded) for _ in rows]
+    with exchange():
+        dist.all_gather(received, padded)
+    return torch.cat([part[:count] for part, count in zip(received, rows, strict=True)])
 
 
 def _chunk(model: nn.Module, reader: Reader, chunk: int, total: int, device: torch.device) -> tuple[Tensor, Tensor]:
     arrays = reader.read(np.arange(chunk * CHUNK_ROWS, min(total, (chunk + 1) * CHUNK_ROWS)))
-    return model(tensors(arrays, device)).cpu(), torch.from_numpy(arrays[TARGET])
+    return model(tensors(arrays, device)), torch.from_numpy(arrays[TARGET])

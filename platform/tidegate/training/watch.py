@@ -1,10 +1,11 @@
-"""Watching a run: fetches its news while it goes on."""
+"""Watching a run: fetches its news while it goes on, and keeps beside its checkpoints what it has been through."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,8 +22,8 @@ OnNews = Callable[[News], None]
 class Watch:
     """Fetches news while training runs, in a thread of its own, and once more at the end."""
 
-    def __init__(self, monitor: Any, on_news: OnNews) -> None:
-        self.monitor, self.on_news = monitor, on_news
+    def __init__(self, monitor: Any, on_news: OnNews, folder: Path) -> None:
+        self.monitor, self.on_news, self.folder = monitor, on_news, folder
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="tidegate-news")
 
@@ -32,7 +33,6 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join(timeout=10)
-        ray.kill(self.monitor)
 
     def _follow(self) -> None:
         while not self._over.wait(NEWS_EVERY_S):
@@ -41,7 +41,9 @@ class Watch:
 
     def _fetch(self) -> None:
         try:
-            self.on_news(ray.get(self.monitor.news.remote(), timeout=5))
-        except (ray.exceptions.RayError, TidegateError) as error:
+            news = ray.get(self.monitor.news.remote(), timeout=5)
+            news.write(self.folder)
+            self.on_news(news)
+        except (OSError, ray.exceptions.RayError, TidegateError) as error:
             # News is a courtesy: training goes on without it.
             logger.warning("some progress of the run was not told: %s", error)

@@ -97,6 +97,11 @@ class ImageTransform:
         scaled = (pixels / np.float32(self.max_value) - self.mean) / self.deviation
         return {self.feature.name: np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)).reshape(len(pixels), -1)}
 
+    @property
+    def black(self) -> Array:
+        """What a pixel of value 0 becomes: float32 `[channels]`."""
+        return (np.float32(0) - self.mean) / self.deviation
+
     def example(self, rows: int) -> Array:
         return np.zeros((rows, self.height, self.width, self.channels), np.float32)
 

@@ -1,0 +1,19 @@
+"""Talking to the other workers of a group, and what it means when one does not answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class PeerLostError(Exception):
+    """Another worker died in the middle of an exchange. Ray restarts the group; it is no fault of this worker."""
+
+
+@contextmanager
+def exchange() -> Iterator[None]:
+    """Around a collective of torch.distributed, whose errors are all of one kind: somebody is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLostError(str(error)) from error

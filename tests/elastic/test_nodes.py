@@ -1,0 +1,81 @@
+"""Nodes that are drained, that vanish and that come, on a cluster of two made for it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from audit_ledger import audit
+from histories import totals_of
+from live_runs import DIGITS, InThread, digest, fit, ignore, on_disk, spec_of, steps_done
+from local_ray import own_surroundings, quiet
+from tidegate import ray_internals
+from tidegate.cluster import NAMESPACE
+from tidegate.data.prepare import prepare
+from tidegate.training import control
+
+# Ray warns about its own settings when it copies them.
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
+EPOCHS = 300
+DRAIN_MS = 600_000
+"""How long a drained node is left alone."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head with two CPUs, which this process has joined."""
+    with own_surroundings() as folder:
+        head = {"num_cpus": 2, "include_dashboard": False, "temp_dir": str(folder / "r")}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            ray.init(address=cluster.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+            quiet()
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+def drain(node: Any) -> None:
+    """As a cloud's notice that a machine will be taken."""
+    client = ray._private.worker.global_worker.gcs_client
+    accepted, reason = client.drain_node(node.node_id, 2, "the test", int(time.time() * 1000) + DRAIN_MS)
+    assert accepted, reason
+
+
+def test_a_run_leaves_a_drained_node_survives_a_lost_one_and_grows_onto_a_new_one(
+    cluster: Cluster, ledger: Path
+) -> None:
+    second = cluster.add_node(num_cpus=2, node_ip_address="127.0.0.2")
+    spec = on_disk(spec_of(DIGITS, (1, 4), epochs=EPOCHS, checkpoint={"every_s": 0.5}))
+    prepared = prepare(spec, ignore)
+    with InThread(spec, prepared, "moving") as run:
+        run.until_size(4)
+        drain(second)
+        run.until_size(2)
+        assert second.node_id in ray_internals.draining_nodes()
+        cluster.remove_node(second)
+        run.until_step(steps_done("moving") + 50)
+        totals = run.until_size(2).totals
+        assert (totals.resizes, totals.restarts, totals.steps_twice) == (1, 0, 0)
+        third = cluster.add_node(num_cpus=2, node_ip_address="127.0.0.3")
+        run.until(lambda: ray.cluster_resources().get("CPU") == 4)
+        control.resize("moving", 4, why="the test")
+        run.until_size(4)
+        run.until_step(steps_done("moving") + 50)
+        cluster.remove_node(third, allow_graceful=False)
+        run.until_size(2)
+        final = run.final()
+    totals = totals_of("moving")
+    assert (totals.resizes, totals.restarts) == (2, 1)
+    found = audit(ledger, prepared, spec)
+    assert 0 <= found.steps_twice - totals.steps_twice <= 1
+    alone = on_disk(spec_of(DIGITS, 1, epochs=EPOCHS))
+    assert digest(final) == digest(fit(alone, prepared, "alone"))

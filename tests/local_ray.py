@@ -1,0 +1,75 @@
+"""A local Ray for the tests that need no more than its tasks and actors."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+RAY_SETTINGS = (
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_ADDRESS",
+    "RAY_AUTH_TOKEN",
+    "RAY_AUTH_TOKEN_PATH",
+    "MLFLOW_TRACKING_URI",
+    "TIDEGATE_LEDGER",
+)
+
+
+@contextmanager
+def own_surroundings() -> Iterator[Path]:
+    """The environment of a Ray of our own: a fresh home, no settings from outside. Its folder, which is deleted."""
+    # Ray puts sockets under its folder, and a socket's path has about 100 characters at most.
+    folder = Path(tempfile.mkdtemp(prefix="tg-", dir="/tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in RAY_SETTINGS:
+            patch.delenv(name, raising=False)
+        patch.setenv("HOME", str(folder / "home"))
+        patch.setenv("TIDEGATE_HOME", str(folder / "home" / "tidegate"))
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def local_ray(cpus: int) -> Iterator[None]:
+    """Ray in this process, in a home of its own."""
+    import ray
+
+    with own_surroundings() as folder:
+        try:
+            ray.init(
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=True,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder / "r"),
+            )
+            quiet()
+            yield
+        finally:
+            ray.shutdown()
+
+
+def quiet() -> None:
+    """Keep Ray's and Ray Data's messages away from a test's output."""
+    import ray.data  # noqa: F401
+
+    from tidegate import connection
+
+    with warnings.catch_warnings():
+        # Ray Data's own defaults set values that it calls deprecated, once, when they are made.
+        warnings.filterwarnings("ignore", "`use_.*` is deprecated", DeprecationWarning)
+        connection.quiet()
