@@ -169,17 +169,22 @@ class Carried:
 
     def until_size(self, workers: int) -> News:
         """Until that many workers train and have finished a step."""
-        return self._until_news(lambda news: _trains(news) and news.progress.workers == workers)
+        return self._until_news(lambda news: self._trains(news) and news.progress.workers == workers)
 
     def until_group(self, groups: int) -> News:
         """Until the run's n-th group of workers, counted over all its drivers, has finished a step."""
-        return self._until_news(lambda news: _trains(news) and news.totals.groups >= groups)
+        return self._until_news(lambda news: self._trains(news) and news.totals.groups >= groups)
 
     def resize(self, workers: int) -> None:
         """Ask for a size as soon as the run can be asked, and wait until it has it."""
         self.until(lambda: self.run in control.going_on())
         control.resize(self.run, workers, why="the test")
         self.until_size(workers)
+
+    def _trains(self, news: News) -> bool:
+        """Whether the newest group of workers trains and has finished a step."""
+        events = [what for what, _ in control.history(self.run)]
+        return news.phase == "training" and "first_step" in events[::-1][: events[::-1].index("started")]
 
     def _until_news(self, true: Callable[[News], bool]) -> News:
         seen: list[News] = []
@@ -191,10 +196,6 @@ class Carried:
 
         self.until(there)
         return seen[-1]
-
-
-def _trains(news: News) -> bool:
-    return news.phase == "training" and news.progress.total_steps > 0
 
 
 class InThread(Carried):

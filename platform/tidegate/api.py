@@ -145,9 +145,7 @@ def load_spec(path: str | Path) -> Spec:
     return run_spec.load(path)
 
 
-def train(
-    spec: Spec | str | Path, *, loop: Loop | None = None, name: str | None = None, follow: bool = True
-) -> Run:
+def train(spec: Spec | str | Path, *, loop: Loop | None = None, name: str | None = None, follow: bool = True) -> Run:
     """Start a run, or go on with the run of that name that did not end.
 
     With `follow` its progress is printed and the call returns when it is over, raising what failed. `loop` is a loop of

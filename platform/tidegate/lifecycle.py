@@ -150,6 +150,8 @@ def _run(
     monitor: Any,
 ) -> Outcome:
     monitor.tell_phase.remote("preparing")
+    # Once: what is registered is what was trained, even if a file changes meanwhile.
+    code = code_of(spec.model)
     prepared = prepare(spec, say)
     say(f"training {spec.model.type} as run {name}")
     final = trainer.fit(spec, prepared, name, on_news=_logged(recorded, on_news), say=say, loop=loop, monitor=monitor)
@@ -158,7 +160,7 @@ def _run(
     folder = settings.home() / "artifacts" / spec.name / name
     # Of a driver that was lost before the version was registered.
     shutil.rmtree(folder, ignore_errors=True)
-    digest = artifact.write(folder, spec, prepared, weights, code_of(spec.model))
+    digest = artifact.write(folder, spec, prepared, weights, code)
     say("evaluating on the test split")
     results = _evaluate(folder, digest, prepared, spec)
     report = results["test"].report
@@ -205,10 +207,12 @@ def _logged(recorded: str, on_news: Callable[[News], None]) -> Callable[[News], 
         if news.progress.total_steps and (fresh or time.monotonic() - told_at >= LOGGED_EVERY_S):
             told_at = time.monotonic()
             pending.append((news.progress.step, news.measured()))
-        on_news(news)
-        if pending:
-            tracking.log_history(recorded, pending)
-            pending.clear()
+        try:
+            on_news(news)
+        finally:
+            if pending:
+                tracking.log_history(recorded, pending)
+                pending.clear()
 
     return keep
 

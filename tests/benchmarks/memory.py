@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from pairs import judged, shown
 
 WANTED = 1.1
 WIDTH, BATCH, SHARDS = 784, 256, 2
@@ -37,29 +38,19 @@ def main() -> int:
         small, large = Path(folder, "small"), Path(folder, "large")
         write(small, options.small)
         write(large, options.large)
-        return compared(small, large, options)
+        name = f"MiB at {options.large:g} and {options.small:g} GB"
+        ratios = [
+            shown(name, number, *(measured(one, options.steps) for one in (large, small)), digits=1)
+            for number in range(1, options.pairs + 1)
+        ]
+    return 0 if judged("memory", ratios, at_most=WANTED) else 1
 
 
-def compared(small: Path, large: Path, options: argparse.Namespace) -> int:
-    ratios = []
-    for number in range(1, options.pairs + 1):
-        mine, other = (measured(folder, options.steps) for folder in (large, small))
-        ratios.append(mine / other)
-        print(
-            f"memory {number:>2}: {options.large:g} GB {mine / 2**20:>7.1f} MiB   "
-            f"{options.small:g} GB {other / 2**20:>7.1f} MiB   ratio {ratios[-1]:.3f}",
-            flush=True,
-        )
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    verdict = "reached" if median <= WANTED else "MISSED"
-    print(f"memory: median ratio {median:.3f} (quartiles {low:.3f} to {high:.3f}), wanted {WANTED:.2f}: {verdict}")
-    return 0 if median <= WANTED else 1
-
-
-def measured(folder: Path, steps: int) -> int:
+def measured(folder: Path, steps: int) -> float:
+    """MiB of a worker process."""
     command = [sys.executable, __file__, "--worker", str(folder), "--steps", str(steps)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout) / 2**20
 
 
 def write(folder: Path, gigabytes: float) -> None:

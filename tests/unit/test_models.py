@@ -85,6 +85,14 @@ def test_initial_weights_follow_from_the_seed_alone(options: dict[str, Any], fea
     assert not all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+def test_a_module_of_an_installed_package_needs_no_code() -> None:
+    model = module_of(
+        {"type": "custom", "build": "torch.nn:Linear", "args": {"in_features": 3, "out_features": 2}}, [NUMBERS], 2
+    )
+    assert isinstance(model, nn.Linear)
+    assert model(inputs_of([NUMBERS])).shape == (5, 2)
+
+
 @each_type
 @pytest.mark.parametrize("init", ["xavier", "kaiming", "zero"])
 def test_initial_weights_have_the_spread_of_their_rule(

@@ -31,8 +31,8 @@ class Cluster(Room):
         return self.leaving
 
 
-def view(wanted: int = 6, *, group: int = 1, yielded: bool = False, ends: bool = False) -> View:
-    return View(wanted, ends=ends, group=group, yielded=yielded)
+def view(wanted: int = 6, *, asks: int = 0, group: int = 1, yielded: bool = False) -> View:
+    return View(wanted, asks, ends=False, group=group, yielded=yielded)
 
 
 class Running:
@@ -42,14 +42,22 @@ class Running:
         self.cluster = Cluster(room)
         self.decider = Decider(BOUNDS, self.cluster)
         self.size = self.decider.start(view(wanted))
-        self.now = 0.0
+        self.now, self.wanted, self.asks = 0.0, wanted, 0
 
-    def asks(self, wanted: int, seconds: float) -> tuple[int, str]:
-        """The first size that the group is asked to yield for within these seconds; 0 for none."""
+    def ask(self, wanted: int) -> None:
+        self.wanted, self.asks = wanted, self.asks + 1
+
+    def replace(self) -> int:
+        """The group yields and is replaced."""
+        self.size = self.decider.replace(view(self.wanted, asks=self.asks, yielded=True))
+        return self.size
+
+    def change(self, seconds: float) -> tuple[int, str]:
+        """The first size that the group should yield for within these seconds, and why; 0 for none."""
         until = self.now + seconds
         while self.now < until:
             self.now += TICK_S
-            size, why = self.decider.change(view(wanted), self.size, self.now)
+            size, why = self.decider.change(view(self.wanted, asks=self.asks), self.size, self.now)
             if size:
                 return size, why
         return 0, ""
@@ -64,53 +72,78 @@ def test_a_group_starts_with_what_is_wanted_and_fits_or_not_at_all(wanted: int, 
 
 @given(st.integers(2, 6), st.integers(2, 9), st.floats(1, 1000))
 def test_a_group_that_has_what_is_wanted_is_left_alone(wanted: int, room: int, seconds: float) -> None:
-    assert Running(wanted, room).asks(wanted, min(seconds, 100)) == (0, "")
+    assert Running(wanted, room).change(min(seconds, 100)) == (0, "")
 
 
 @given(st.integers(2, 6), st.integers(2, 6), st.integers(2, 9))
 def test_an_ask_is_answered_at_once_with_as_much_of_it_as_fits(before: int, after: int, room: int) -> None:
     running = Running(before, room)
+    assert running.change(LOOK_EVERY_S) == (0, "")
+    running.ask(after)
     target = min(after, room)
-    size, why = running.asks(after, LOOK_EVERY_S + TICK_S)
-    if target == running.size:
-        assert size == 0
-    else:
-        assert (size, why) == (target, "asked for")
+    assert running.change(TICK_S) == ((target, "asked for") if target != running.size else (0, ""))
 
 
 def test_an_ask_is_remembered_until_there_is_room_for_it() -> None:
     running = Running(wanted=2, room=2)
-    assert running.asks(4, seconds=100) == (0, "")
+    running.ask(4)
+    assert running.change(100) == (0, "")
     running.cluster.now = 4
-    assert running.asks(4, LOOK_EVERY_S + TICK_S) == (4, "asked for")
+    assert running.change(LOOK_EVERY_S + TICK_S) == (4, "asked for")
+
+
+def test_an_ask_for_what_was_wanted_all_along_takes_new_room_at_once() -> None:
+    running = Running(wanted=6, room=3)
+    running.cluster.now = 6
+    assert running.change(2 * LOOK_EVERY_S) == (0, "")
+    running.ask(6)
+    assert running.change(TICK_S) == (6, "asked for")
 
 
 def test_more_room_is_taken_unasked_only_when_it_has_lasted() -> None:
     running = Running(room=3)
     running.cluster.now = 5
-    assert running.asks(6, GROW_AFTER_S - LOOK_EVERY_S) == (0, "")
-    assert running.asks(6, 3 * LOOK_EVERY_S) == (5, "there is room")
+    assert running.change(GROW_AFTER_S - LOOK_EVERY_S) == (0, "")
+    assert running.change(3 * LOOK_EVERY_S) == (5, "there is room")
+
+
+def test_an_ask_is_answered_when_a_group_starts_with_less_of_it() -> None:
+    running = Running(wanted=2, room=4)
+    running.ask(6)
+    assert running.replace() == 4
+    running.cluster.now = 6
+    assert running.change(GROW_AFTER_S - LOOK_EVERY_S) == (0, "")
+
+
+def test_room_that_lasted_before_a_group_started_does_not_count() -> None:
+    running = Running(room=3)
+    running.cluster.now = 5
+    assert running.change(GROW_AFTER_S - LOOK_EVERY_S) == (0, "")
+    running.cluster.now = 3
+    assert running.replace() == 3
+    running.cluster.now = 5
+    assert running.change(GROW_AFTER_S - LOOK_EVERY_S) == (0, "")
 
 
 def test_room_that_comes_and_goes_is_not_taken() -> None:
     running = Running(room=3)
     for room in (5, 3) * 5:
         running.cluster.now = room
-        assert running.asks(6, GROW_AFTER_S - 2 * LOOK_EVERY_S) == (0, "")
+        assert running.change(GROW_AFTER_S - 2 * LOOK_EVERY_S) == (0, "")
 
 
 @given(st.integers(0, 5))
 def test_less_room_does_not_shrink_a_group_that_holds_its_own(room: int) -> None:
     running = Running(room=6)
     running.cluster.now = room
-    assert running.asks(6, seconds=100) == (0, "")
+    assert running.change(100) == (0, "")
 
 
 @given(st.integers(0, 9))
 def test_a_group_leaves_a_node_that_is_drained_when_the_rest_has_room(room: int) -> None:
     running = Running(room=4)
     running.cluster.leaving, running.cluster.now = True, room
-    size, why = running.asks(6, LOOK_EVERY_S + TICK_S)
+    size, why = running.change(LOOK_EVERY_S + TICK_S)
     assert size == (min(room, 6) if room >= BOUNDS[0] else 0)
     assert why == ("a node is being drained" if size else "")
 
@@ -148,7 +181,7 @@ def test_the_cluster_is_not_looked_at_at_every_poll() -> None:
         return 6
 
     running.cluster.count = count  # type: ignore[method-assign]
-    running.asks(6, seconds=20)
+    running.change(20)
     assert looks <= 20 / LOOK_EVERY_S + 1
 
 
@@ -170,7 +203,7 @@ def test_whatever_happens_sizes_are_in_bounds_fit_and_a_group_yields_for_another
     cluster = Cluster(6)
     decider = Decider(BOUNDS, cluster)
     size, group, now = decider.start(view()), 1, 0.0
-    for cluster.now, wanted, cluster.leaving, event, seconds in history:
+    for asks, (cluster.now, wanted, cluster.leaving, event, seconds) in enumerate(history):
         now += seconds
         if not size or event == "lost":
             size, group = decider.start(view(wanted, group=group)), group + 1
@@ -178,7 +211,7 @@ def test_whatever_happens_sizes_are_in_bounds_fit_and_a_group_yields_for_another
             size = decider.replace(view(wanted, group=group, yielded=True)) or size
             group += 1
         else:
-            target, why = decider.change(view(wanted, group=group), size, now)
+            target, why = decider.change(view(wanted, asks=asks // 3, group=group), size, now)
             assert bool(target) == bool(why)
             assert not target or target != size or cluster.leaving
             assert not target or BOUNDS[0] <= target <= min(BOUNDS[1], wanted, cluster.now)

@@ -114,7 +114,7 @@ VALID: dict[str, dict[str, Any]] = {
         train=copy.deepcopy(TRAIN) | {"global_batch": "all", "reduction": "fast", "precision": "bf16", "compile": True},
     ),
     "custom": whole(
-        {"type": "custom", "build": "shop.models:Net", "loss": "shop.losses:focal", "args": {}},
+        {"type": "custom", "build": "shop.models:Net", "loss": "shop.losses:focal", "args": {"n": 3, "of": ["a", 0.5]}},
         {
             "text": {"type": "text", "tokenizer": "word", "vocab_size": 300, "max_length": 8},
             "age": {"type": "number", "length": 1, "scale": "none", "missing": "refuse"},

@@ -17,7 +17,7 @@ PACKAGE = SOURCE / "tidegate"
 LIGHT = ("errors", "settings", "spec", "protocol", "signature", "tensors", "client", "metrics")
 NO_RAY = (
     *LIGHT,
-    *("data.plan", "data.random", "data.splits", "data.prepared"),
+    *("data.plan", "data.random", "data.splits", "data.prepared", "data.local_feed"),
     *("models", "transforms", "artifact", "evaluation"),
 )
 

@@ -79,6 +79,8 @@ def runs(as_json: bool) -> None:
         return
     heads = ["run", "status", "step", "samples/s", "started (UTC)", "test"]
     table(heads, [_row(one) for one in found], empty="no runs yet: tidegate train SPEC")
+    for why in {one.unasked for one in found if one.status == standing.UNKNOWN}:
+        click.echo(f"{standing.UNKNOWN} could not be checked: {why}", err=True)
 
 
 def _row(one: Standing) -> list[str]:

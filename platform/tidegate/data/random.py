@@ -17,4 +17,10 @@ def permutation(count: int, *, key: tuple[int, int], stream: int) -> Rows:
     generator = np.random.Philox(
         key=np.asarray([part % 2**64 for part in key], np.uint64), counter=np.asarray([0, 0, 0, stream], np.uint64)
     )
-    return np.argsort(generator.random_raw(count), kind="stable").astype(np.int64)
+    words = generator.random_raw(count)
+    order = words.argsort()
+    ordered = words[order]
+    if (ordered[1:] == ordered[:-1]).any():
+        # Only equal words tell a stable order from any other, which is several times faster and nearly always enough.
+        order = words.argsort(kind="stable")
+    return order.astype(np.int64, copy=False)

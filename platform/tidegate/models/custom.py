@@ -71,8 +71,9 @@ def shaped(inputs: Mapping[str, Tensor], features: Sequence[Feature]) -> dict[st
 def loss(options: spec.Custom, code: Code) -> Loss | None:
     """The person's loss: raw outputs and targets of some rows -> their mean. None when the spec names none.
 
-    Targets are class codes `[rows]`, or numbers `[rows]`, for which the outputs are `[rows]`, too. A class is called
-    once without arguments. Raises SpecError; the function raises TrainingError for a result that is not one number.
+    Outputs are float32, also of a pass in bf16. Targets are class codes `[rows]`, or numbers `[rows]`, for which the
+    outputs are `[rows]`, too. A class is called once without arguments. Raises SpecError; the function raises
+    TrainingError for a result that is not one number.
     """
     if options.loss is None:
         return None
@@ -86,8 +87,11 @@ def loss(options: spec.Custom, code: Code) -> Loss | None:
         raise SpecError(f"model.loss: {path} is {_kind(function)}", expected="a class or a function")
 
     def mean_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        # [rows, 1] against [rows] would quietly become [rows, rows].
-        found = function(outputs.reshape(targets.shape) if targets.is_floating_point() else outputs, targets)
+        outputs = outputs.float()
+        if targets.is_floating_point():
+            # [rows, 1] against [rows] would quietly become [rows, rows].
+            outputs = outputs.reshape(targets.shape)
+        found = function(outputs, targets)
         if not isinstance(found, Tensor) or found.numel() != 1:
             raise TrainingError(
                 f"model.loss: {path} gave {_kind(found)}", expected="one number, the mean over the rows"

@@ -72,6 +72,13 @@ class ImageInput(Part):
     max_value: float = Field(255.0, gt=0)
     augment: ImageAugment | None = None
 
+    @model_validator(mode="after")
+    def _shift_leaves_something(self) -> ImageInput:
+        if self.augment and self.augment.shift >= min(self.size):
+            sentence = f"a shift of {self.augment.shift} pixels can leave nothing of an image of {self.size}"
+            raise BrokenRules([("augment.shift", sentence), (f"size[{self.size.index(min(self.size))}]", sentence)])
+        return self
+
 
 Input = Annotated[NumberInput | CategoryInput | TextInput | ImageInput, Field(discriminator="type")]
 

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, Tag, ValidationError
+from pydantic import BaseModel, JsonValue, Tag, ValidationError
 
 from tidegate.spec.base import BrokenRules
 
 Location = Sequence[int | str]
+JSON: Any = JsonValue
+"""An alias of a union, which is named by a string inside itself."""
 
 
 def mistakes(kind: type[BaseModel], error: ValidationError) -> list[str]:
@@ -121,6 +123,8 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _bare(annotation: Any) -> Any:
+    if annotation in (JSON, "JsonValue"):
+        annotation = JSON.__value__
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
 
 

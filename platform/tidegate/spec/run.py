@@ -17,7 +17,7 @@ from tidegate.spec.base import BrokenRules, Name, Part
 from tidegate.spec.data import Data
 from tidegate.spec.endpoint import Endpoint
 from tidegate.spec.evaluate import Evaluate
-from tidegate.spec.model import Model
+from tidegate.spec.model import Custom, Model
 from tidegate.spec.train import Train
 
 Task = Literal["classification", "regression"]
@@ -131,6 +131,9 @@ def _weight_rules(spec: Spec) -> list[tuple[str, str]]:
     if spec.train.class_weights is not None and spec.task != "classification":
         sentence = f"class weights are for a classifier; the target's type is {spec.data.target.type}"
         return [("train.class_weights", sentence), ("data.target.type", sentence)]
+    if spec.train.class_weights is not None and isinstance(spec.model, Custom) and spec.model.loss:
+        sentence = "a loss of your own weighs the classes itself; leave out one of the two"
+        return [("train.class_weights", sentence), ("model.loss", sentence)]
     return []
 
 

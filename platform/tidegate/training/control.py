@@ -109,7 +109,7 @@ def statuses() -> dict[str, News | None]:
         except ValueError:
             continue  # its driver has gone since
     done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=LIST_S) if asked else ([], [])
-    found: dict[str, News | None] = {run: None for run in asked.values()}
+    found: dict[str, News | None] = dict.fromkeys(asked.values())
     for answer in done:
         try:
             found[asked[answer]] = ray.get(answer)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from tidegate.data.prepared import ROW, TARGET, Prepared
 from tidegate.errors import FeedError, TrainingError
-from tidegate.models.build import build
+from tidegate.models import custom
+from tidegate.models.build import build, misfit
+from tidegate.spec.model import Custom
 from tidegate.spec.run import Spec
 from tidegate.training.job import Job
 from tidegate.training.learner import Learner, MakeOptimizer
@@ -98,6 +100,13 @@ class Fit:
         """
         if self._learner is not None:
             raise TrainingError("fit.prepare was called twice", remedy="a loop trains one model")
+        if isinstance(self.spec.model, Custom):
+            custom.adapt(model, self._prepared.features)
+        if self._job.loop is not None and (reason := misfit(self.build(), model.state_dict())):
+            raise TrainingError(
+                f"the loop's model is not the one that the spec's `model` makes: {reason}",
+                remedy="name its class in `model: {type: custom, build: ...}`, or train what fit.build() returns",
+            )
         self._learner = self._worker.learner(model, make_optimizer)
         called = self._learner.model
         if self.spec.train.compile:
@@ -173,11 +182,13 @@ class Fit:
 
     def _tensors(self, arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         names = {TARGET: self._prepared.target.column}
-        return {
+        batch = {
             names.get(name, name): tensor_of(array).to(self.device, non_blocking=True)
             for name, array in arrays.items()
             if name != ROW
         }
+        # Tidegate's own models take images flat as well; a person expects them as pictures.
+        return batch if self._job.loop is None else batch | custom.shaped(batch, self._prepared.features)
 
 
 def tensor_of(array: Array) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -52,12 +54,16 @@ def as_failure(error: Exception) -> TidegateError:
     """An error of the loop, the model or the data as the person should see it: it would come again after a restart."""
     if isinstance(error, TidegateError):
         return error
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    where = f" ({frame.tb_frame.f_code.co_filename}:{frame.tb_lineno})" if frame else ""
     lines = str(error).strip().splitlines() or [""]
-    return TrainingError(f"the loop raised {type(error).__name__}: {lines[0]}{where}")
+    return TrainingError(f"the loop raised {type(error).__name__}: {lines[0]}{_place(error)}")
+
+
+def _place(error: Exception) -> str:
+    """Where an error came from: the last line of somebody's own code that it passed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    here = Path(__file__).parent
+    own = [f for f in frames if "site-packages" not in f.filename and Path(f.filename).parent != here] or frames
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 def standard(fit: Fit) -> None:

@@ -28,9 +28,13 @@ Action = Literal["train", "pause", "stop"]
 
 @dataclass(frozen=True)
 class View:
-    """What the controller of the workers needs to know. `wanted` is the most workers the run may have."""
+    """What the controller of the workers needs to know.
+
+    `wanted` is the most workers the run may have, `asks` how often somebody has asked for a size.
+    """
 
     wanted: int
+    asks: int
     ends: bool
     group: int
     yielded: bool
@@ -46,6 +50,7 @@ class Monitor:
         self.bounds, self.resizable = bounds, resizable
         self.action: Action = "train"
         self.wanted: int | None = None
+        self.asks = 0
         self.progress, self.totals = Progress(), totals
         self.failure: TidegateError | None = None
         self.highest = 0
@@ -92,6 +97,7 @@ class Monitor:
             )
         self._refuse_if_ending()
         self.wanted = workers
+        self.asks += 1
         self._note("asked")
         self._lines.append(f"asked for {counted(workers, 'worker')} ({why})")
 
@@ -143,11 +149,11 @@ class Monitor:
 
     async def view(self) -> View:
         wanted = self.bounds[1] if self.wanted is None else self.wanted
-        return View(wanted, self.action != "train" or self.failure is not None, self.group, self._yielded)
+        return View(wanted, self.asks, self.action != "train" or self.failure is not None, self.group, self._yielded)
 
     async def order_yield(self, group: int, size: int, why: str) -> None:
         """The workers should checkpoint and be replaced by `size` others."""
-        if group == self.group and self._order == "none" and self.phase == "training":
+        if group == self.group and self.phase == "training":
             self._lines.append(f"changing to {counted(size, 'worker')} ({why})")
             self._give("yield")
 

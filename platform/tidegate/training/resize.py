@@ -4,7 +4,7 @@ Ray's policy asks for the most workers there may be and restarts a group without
 as are wanted and fit, and leaves a running group alone until its first rank has written a checkpoint for the purpose.
 It counts what is really free: Ray's own count does not see what Serve holds.
 
-The controller dies of an exception here and stalls while it waits here. So nothing here does either, but for what is
+The controller ends of an exception here and stalls while it waits here. So nothing here does either, but for what is
 said at each place.
 """
 
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import ray
 
 from tidegate import ray_internals
+from tidegate.errors import StoppedError
 from tidegate.training import room
 from tidegate.training.monitor import View
 
@@ -55,14 +56,14 @@ class Decider:
     def __init__(self, bounds: tuple[int, int], room: Room) -> None:
         self.bounds, self.room = bounds, room
         self._replaced = 0
-        self._wanted = 0
-        self._asked = 0
+        self._answered = 0
+        self._seen = 0
         self._more_since: float | None = None
         self._looked = float("-inf")
 
     def start(self, view: View) -> int:
         """The size of a group to start; 0 while the fewest do not fit."""
-        self._wanted, self._more_since = view.wanted, None
+        self._answered, self._more_since = view.asks, None
         return self._target(view)
 
     def replace(self, view: View) -> int:
@@ -76,17 +77,19 @@ class Decider:
 
     def change(self, view: View, size: int, now: float) -> tuple[int, str]:
         """The size that a running group of `size` should yield for, and why; 0 for none. `now` in seconds."""
-        if view.wanted == self._asked and now - self._looked < LOOK_EVERY_S:
+        if view.asks == self._seen and now - self._looked < LOOK_EVERY_S:
             return 0, ""
-        self._asked, self._looked = view.wanted, now
+        self._seen, self._looked = view.asks, now
         target = self._target(view)
         if target and self.room.is_leaving():
             return target, "a node is being drained"
         if not target or target == size:
             self._more_since = None
             return 0, ""
-        if target < size or view.wanted != self._wanted:
-            return (target, "asked for") if view.wanted != self._wanted else (0, "")
+        if view.asks != self._answered:
+            return target, "asked for"
+        if target < size:
+            return 0, ""
         if self._more_since is None:
             self._more_since = now
         return (target, "there is room") if now - self._more_since >= GROW_AFTER_S else (0, "")
@@ -107,7 +110,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
         def __init__(self) -> None:
             super().__init__(scaling_config)
             self._decider: Decider = Decider(bounds, Room(need, spare_cpus))
-            self._view = View(bounds[1], ends=False, group=0, yielded=False)
+            self._view = View(bounds[1], asks=0, ends=False, group=0, yielded=False)
             self._question: Any = None
 
         def _get_num_workers_for_resource_request(self) -> int:
@@ -117,8 +120,8 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
             # What was asked while workers ran may be answered as it was before they failed.
             self._question = None
             if not self._look(ANSWER_S) or self._view.ends:
-                # The run is to end, or its driver is gone: there is no group to tell, only this actor.
-                ray.actor.exit_actor()
+                # There is no group to tell. Of an exception the controller ends and gives back what the last one held.
+                raise StoppedError("the run is to end, or its driver is gone")
             size = _guarded(lambda: self._decider.start(self._view), 0)
             _guarded(self._maybe_send_resource_request, None)
             if not size:

@@ -55,26 +55,29 @@ def fit(
     *,
     on_news: OnNews,
     say: Callable[[str], None],
+    code: Code | None = None,
     loop: Callable[[Fit], None] | None = None,
     monitor: Any = None,
 ) -> Checkpoint:
     """Train to the end, from the newest checkpoint of `run` if there is one; the final checkpoint.
 
-    `monitor` is the run's, from `opened`, where there is more to the run than this. Raises StoppedError when the run
-    was asked to stop (KeyboardInterrupt when SIGINT asked), ConflictError while another process trains it,
-    TrainingError, or ClusterError when the workers can never fit.
+    `code` holds the sources of a person's own model; without it they are collected here. `monitor` is the run's, from
+    `opened`, where there is more to the run than this. Raises StoppedError when the run was asked to stop
+    (KeyboardInterrupt when SIGINT asked), ConflictError while another process trains it, TrainingError, or ClusterError
+    when the workers can never fit.
     """
     _refuse_large_batch(spec, prepared)
     folder = settings.home() / "runs" / run
+    code = code or code_of(spec.model)
     with opened(spec, run, say) if monitor is None else nullcontext(monitor) as own:
         job = Job(
             spec,
             prepared.folder,
             folder,
             checkpoints_of(spec, folder),
-            identity(spec, prepared),
+            identity(spec, prepared, code),
             own,
-            code_of(spec.model) or Code({}),
+            code,
             loop,
             settings.LEDGER.text(),
         )
@@ -118,9 +121,9 @@ def checkpoints_of(spec: Spec, run_folder: Path) -> str:
     return f"{path.rstrip('/')}/{run_folder.name}{mark}{options}"
 
 
-def identity(spec: Spec, prepared: Prepared) -> str:
-    """A hash of what decides the model: spec and prepared data, not where or on how many workers it is trained."""
-    text = json.dumps([artifact.normalised(spec), prepared.fingerprint], sort_keys=True)
+def identity(spec: Spec, prepared: Prepared, code: Code) -> str:
+    """A hash of what decides the model: spec, data and code, not where or on how many workers it is trained."""
+    text = json.dumps([artifact.normalised(spec), prepared.fingerprint, code.package], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
