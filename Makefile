@@ -1,4 +1,4 @@
-# make demo          train on real data, register, serve, ask, show; nothing is left running (KEEP=1 leaves the endpoint up)
+# make demo          train on real data, register, serve, ask, show; nothing is left running (KEEP=1 leaves it up)
 # make test          lint, types and all tests: what CI runs
 # make test-elastic  runs that are resized, paused and hurt while they train: what becomes of rows, steps and weights
 # make bench         side by side with peers, on a machine that does nothing else (hours): serving, training against

@@ -117,11 +117,10 @@ def _begin(spec: Spec, name: str, say: Say, loop: Callable[[Fit], None] | None) 
     known = tracking.find_run(name)
     if known is not None and known.status == "finished":
         raise ConflictError(f"run {name} has finished", remedy="give the new run another name")
-    if known is not None and own.exists() and loop is None:
-        raise ConflictError(
-            f"run {name} was trained with a loop of your own",
-            remedy=f'go on with it in Python: tidegate.train(spec, loop=..., name="{name}")',
-        )
+    if known is not None and own.exists() != (loop is not None):
+        remedy = f'tidegate.train(spec, loop=..., name="{name}")' if own.exists() else f"`tidegate resume {name}`"
+        whose = "a loop of your own" if own.exists() else "Tidegate's own loop"
+        raise ConflictError(f"run {name} was trained with {whose}", remedy=f"go on with it by {remedy}")
     if known is None:
         tags = {"tidegate.model": spec.name, "tidegate.seed": str(spec.seed)}
         recorded = tracking.start_run(name, spec=_text(spec), tags=tags)

@@ -58,12 +58,9 @@ def test_a_log_tells_progress_now_and_then_and_nothing_that_lines_say(monkeypatc
         for phase in get_args(Phase):
             now += 2 * console.PLAIN_EVERY_S
             shown.on_news(News(RUNNING, phase=phase))
-        now -= console.PLAIN_EVERY_S
-        shown.on_news(News(RUNNING, phase="training"))
-        now += 10 * console.PLAIN_EVERY_S
-        shown.on_news(News(RUNNING, phase="training"))
-        now += console.PLAIN_EVERY_S / 2
-        shown.on_news(News(RUNNING, phase="training"))
+        for _ in range(2):
+            shown.on_news(News(RUNNING, phase="training"))
+            now += console.PLAIN_EVERY_S / 2
     assert out.getvalue() == f"{SENTENCE}\n{SENTENCE}\n"
 
 

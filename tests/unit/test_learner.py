@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,9 @@ from tidegate.data.prepared import ROW, TARGET, Prepared
 from tidegate.errors import TrainingError
 from tidegate.models.build import build
 from tidegate.spec.run import Spec
-from tidegate.training import checkpoint as checkpoints
-from tidegate.training.gradients import EXTRAS, Gradients
+from tidegate.training.checkpoint import Checkpoints
 from tidegate.training.job import plan_of, total_steps
-from tidegate.training.learner import Learner, shard_seed
-from tidegate.training.ledger import Ledger
+from tidegate.training.learner import Learner, MakeOptimizer, shard_seed
 
 IRIS = {
     "name": "iris",
@@ -52,8 +49,11 @@ def spec_of(*, model: dict[str, Any] | None = None, **train: Any) -> Spec:
     return Spec.model_validate(IRIS | {"model": model or IRIS["model"], "train": IRIS["train"] | train})  # type: ignore[operator]
 
 
-def learner_of(spec: Spec, prepared: Prepared, ledger: str = "") -> Learner:
-    return Learner(spec, prepared, plan_of(spec, prepared), worker=0, workers=1, ledger=Ledger(ledger, "run", 0))
+def learner_of(
+    spec: Spec, prepared: Prepared, *, model: nn.Module | None = None, make: MakeOptimizer | None = None
+) -> Learner:
+    module = model or build(spec.model, prepared.features, prepared.target.num_outputs, seed=spec.seed)
+    return Learner(spec, plan_of(spec, prepared), module, make, worker=0, workers=1, device=torch.device("cpu"))
 
 
 def batch_of(prepared: Prepared, plan: Plan, step: int) -> dict[int, dict[str, Any]]:
@@ -61,10 +61,41 @@ def batch_of(prepared: Prepared, plan: Plan, step: int) -> dict[int, dict[str, A
     return {shard: reader.read(plan.shard_rows(step, shard)) for shard in range(plan.shards)}
 
 
+def learn(learner: Learner, batch: Mapping[int, Mapping[str, Any]], flag: int = 0) -> tuple[float, int]:
+    """One step. The mean loss and the flag."""
+    for shard, arrays in batch.items():
+        learner.begin(shard)
+        if rows := len(arrays[ROW]):
+            inputs = {name: torch.from_numpy(array) for name, array in arrays.items() if name not in (ROW, TARGET)}
+            learner.backward(loss_of(learner, inputs, torch.from_numpy(arrays[TARGET])), float(rows), rows)
+        learner.end()
+    return learner.finish(flag)
+
+
+def loss_of(learner: Learner, inputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+    outputs = learner.model(inputs)
+    if learner.spec.task == "regression":
+        return functional.mse_loss(outputs.reshape(-1), targets)
+    return functional.cross_entropy(outputs, targets)
+
+
 def train(learner: Learner, prepared: Prepared, until: int | None = None) -> list[float]:
     """The loss of each step."""
     stop = learner.total_steps if until is None else until
-    return [learner.learn(batch_of(prepared, learner.plan, step), flag=False)[0] for step in range(learner.step, stop)]
+    return [learn(learner, batch_of(prepared, learner.plan, step))[0] for step in range(learner.step, stop)]
+
+
+def saved(learner: Learner, folder: Path, *, finished: bool = False) -> Checkpoints:
+    checkpoints = Checkpoints(str(folder))
+    checkpoints.write(learner.checkpoint(finished=finished, extra={"identity": "a hash"}))
+    return checkpoints
+
+
+def restored(learner: Learner, checkpoints: Checkpoints) -> Learner:
+    found = checkpoints.latest("a hash")
+    assert found is not None
+    learner.restore(found)
+    return learner
 
 
 def whole(prepared: Prepared, plan: Plan, step: int) -> tuple[Tensor, Tensor]:
@@ -115,7 +146,7 @@ def test_steps_are_those_of_torch_on_the_whole_batch(
     learner, plain = learner_of(spec, iris), twin(spec, iris)
     optimizer = make(plain.parameters())
     for step in range(learner.total_steps):
-        loss, _ = learner.learn(batch_of(iris, learner.plan, step), flag=False)
+        loss, _ = learn(learner, batch_of(iris, learner.plan, step))
         inputs, targets = whole(iris, learner.plan, step)
         expected = functional.cross_entropy(plain(inputs), targets)
         optimizer.zero_grad()
@@ -147,7 +178,7 @@ def test_schedules_are_those_of_torch(iris: Prepared, kind: str, warmup: float) 
             optimizer.param_groups[0]["lr"] = 0.1 * (step + 1) / first
         elif step == first:
             optimizer.param_groups[0]["lr"] = 0.1
-        learner.learn(batch_of(iris, learner.plan, step), flag=False)
+        learn(learner, batch_of(iris, learner.plan, step))
         inputs, targets = whole(iris, learner.plan, step)
         optimizer.zero_grad()
         functional.cross_entropy(plain(inputs), targets).backward()
@@ -162,14 +193,14 @@ def test_schedules_are_those_of_torch(iris: Prepared, kind: str, warmup: float) 
 def test_clip_norm_bounds_the_whole_gradient(iris: Prepared, bound: float) -> None:
     spec = spec_of(optimizer={"type": "sgd", "lr": 0.1, "clip_norm": bound})
     learner, plain = learner_of(spec, iris), twin(spec, iris)
-    learner.learn(batch_of(iris, learner.plan, 0), flag=False)
+    learn(learner, batch_of(iris, learner.plan, 0))
     inputs, targets = whole(iris, learner.plan, 0)
     functional.cross_entropy(plain(inputs), targets).backward()
     norm = math.sqrt(sum(float(parameter.grad.square().sum()) for parameter in plain.parameters()))  # type: ignore[union-attr]
     assert norm > 0.05
-    for mine, theirs in zip(learner.parameters, plain.parameters(), strict=True):
+    for mine, theirs in zip(learner.gradients.parameters, plain.parameters(), strict=True):
         assert torch.allclose(mine.grad, theirs.grad * min(1.0, bound / norm), rtol=0, atol=1e-6)  # type: ignore[arg-type,operator]
-    clipped = math.sqrt(sum(float(parameter.grad.square().sum()) for parameter in learner.parameters))  # type: ignore[union-attr]
+    clipped = math.sqrt(sum(float(parameter.grad.square().sum()) for parameter in learner.gradients.parameters))  # type: ignore[union-attr]
     assert clipped == pytest.approx(min(bound, norm), rel=1e-4)
 
 
@@ -178,9 +209,15 @@ def test_a_batch_smaller_than_its_shards_is_the_same_step(iris: Prepared) -> Non
     batch = batch_of(iris, few.plan, 0)
     assert [len(arrays[ROW]) for arrays in batch.values()].count(0) == 3
     for step in range(10):
-        losses = [learner.learn(batch_of(iris, learner.plan, step), flag=False)[0] for learner in (few, one)]
+        losses = [learn(learner, batch_of(iris, learner.plan, step))[0] for learner in (few, one)]
         assert losses[0] == pytest.approx(losses[1], abs=1e-6)
-    assert max(float((a - b).abs().max().detach()) for a, b in zip(few.parameters, one.parameters, strict=True)) < 1e-6
+    assert (
+        max(
+            float((a - b).abs().max().detach())
+            for a, b in zip(few.gradients.parameters, one.gradients.parameters, strict=True)
+        )
+        < 1e-6
+    )
 
 
 def test_a_last_batch_of_fewer_rows_weighs_each_row_alike(iris: Prepared) -> None:
@@ -189,7 +226,7 @@ def test_a_last_batch_of_fewer_rows_weighs_each_row_alike(iris: Prepared) -> Non
     assert learner.plan.batch_rows(learner.total_steps - 1) == 20
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
     for step in range(learner.total_steps):
-        learner.learn(batch_of(iris, learner.plan, step), flag=False)
+        learn(learner, batch_of(iris, learner.plan, step))
         inputs, targets = whole(iris, learner.plan, step)
         optimizer.zero_grad()
         functional.cross_entropy(plain(inputs), targets).backward()
@@ -197,10 +234,11 @@ def test_a_last_batch_of_fewer_rows_weighs_each_row_alike(iris: Prepared) -> Non
     assert gap(learner, plain) < 1e-6
 
 
-@pytest.mark.parametrize("flags", [(False, False), (True, True)])
-def test_the_flag_travels_even_with_shards_that_are_empty(iris: Prepared, flags: tuple[bool, bool]) -> None:
+@pytest.mark.parametrize("flag", [0, 1, 3])
+def test_the_flag_travels_even_with_shards_that_are_empty(iris: Prepared, flag: int) -> None:
     learner = learner_of(spec_of(global_batch=2, shards=5), iris)
-    assert learner.learn(batch_of(iris, learner.plan, 0), flag=flags[0])[1] is flags[1]
+    assert learn(learner, batch_of(iris, learner.plan, 0), flag)[1] == flag
+    assert learn(learner, batch_of(iris, learner.plan, 1))[1] == 0
 
 
 RESUMED = [
@@ -218,22 +256,117 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(
     spec = spec_of(model=model, optimizer=optimizer, schedule={"type": "cosine", "warmup_fraction": 0.1})
     learner, middle = learner_of(spec, iris), 6
     assert middle % learner.plan.steps_per_epoch
+    train(learner, iris, until=4)
+    learner.history.append({"epoch": 1, "train.loss": learner.take_epoch_loss()})
     train(learner, iris, until=middle)
-    checkpoints.write(tmp_path, learner.checkpoint(finished=False))
+    checkpoints = saved(learner, tmp_path)
     torch.manual_seed(123)
-    resumed = learner_of(spec, iris)
-    found = checkpoints.latest(tmp_path)
-    assert found is not None
-    resumed.restore(found)
+    resumed = restored(learner_of(spec, iris), checkpoints)
     assert resumed.step == middle
     assert train(learner, iris) == train(resumed, iris)
-    one, two = learner.checkpoint(finished=True), resumed.checkpoint(finished=True)
-    assert one.step == two.step == learner.total_steps
-    assert one.tensors.keys() == two.tensors.keys()
-    for part, tensors in one.tensors.items():
-        assert tensors.keys() == two.tensors[part].keys()
-        assert all(torch.equal(tensor, two.tensors[part][name]) for name, tensor in tensors.items())
-    assert (optimizer["type"] == "sgd") == (not one.tensors["optimizer"])
+    assert resumed.take_epoch_loss() == learner.take_epoch_loss()
+    assert resumed.history == learner.history
+    assert_equal(learner, resumed)
+    assert (optimizer["type"] == "sgd") == (not learner.checkpoint(finished=True, extra={}).tensors["optimizer"])
+
+
+def assert_equal(one: Learner, two: Learner) -> None:
+    """All that a checkpoint would hold, bit for bit."""
+    first, second = (learner.checkpoint(finished=True, extra={}) for learner in (one, two))
+    assert first.step == second.step
+    assert first.state == second.state
+    assert first.tensors.keys() == second.tensors.keys()
+    for part, tensors in first.tensors.items():
+        assert tensors.keys() == second.tensors[part].keys()
+        assert all(torch.equal(tensor, second.tensors[part][name]) for name, tensor in tensors.items())
+
+
+class Normalised(nn.Module):
+    """A person's module with running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        output: Tensor = self.layers(inputs["measures"])
+        return output
+
+
+OWN = {
+    "two groups": lambda p: torch.optim.AdamW([{"params": p[:2]}, {"params": p[2:], "lr": 0.1}], lr=0.01, amsgrad=True),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.01),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_own_model_and_optimizer_resume_with_the_same_bits(iris: Prepared, tmp_path: Path, name: str) -> None:
+    spec = spec_of(global_batch=30, shards=2, schedule={"type": "linear", "warmup_fraction": 0.2})
+    learner = learner_of(spec, iris, model=Normalised(), make=OWN[name])
+    train(learner, iris, until=5)
+    resumed = restored(learner_of(spec, iris, model=Normalised(), make=OWN[name]), saved(learner, tmp_path))
+    assert train(learner, iris) == train(resumed, iris)
+    assert_equal(learner, resumed)
+    assert int(resumed.model.layers[1].num_batches_tracked) == resumed.total_steps  # type: ignore[union-attr,index,arg-type]
+
+
+def test_the_rates_of_an_own_optimizer_are_multiplied_by_the_schedule(iris: Prepared) -> None:
+    spec = spec_of(schedule={"type": "linear", "warmup_fraction": 0.25}, epochs=2)
+    learner = learner_of(spec, iris, model=Normalised(), make=OWN["two groups"])
+    assert learner.total_steps == 8
+    rates = []
+    for step in range(8):
+        learn(learner, batch_of(iris, learner.plan, step))
+        rates.append([group["lr"] for group in learner.optimizer.param_groups])
+    factors = [0.5, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert rates == [[pytest.approx(0.01 * factor), pytest.approx(0.1 * factor)] for factor in factors]
+
+
+def test_weights_that_are_not_the_models_are_refused_in_an_optimizer(iris: Prepared) -> None:
+    other, frozen = nn.Linear(3, 5), nn.Linear(3, 5).requires_grad_(False)
+    with pytest.raises(TrainingError, match=r"not the model's, of shape \[5, 3\], \[5\]"):
+        learner_of(spec_of(), iris, make=lambda p: torch.optim.SGD([*p, *other.parameters()], 0.1))
+    learner_of(spec_of(), iris, make=lambda p: torch.optim.SGD([*p, *frozen.parameters()], 0.1))
+
+
+@pytest.mark.parametrize(
+    "model", [{"type": "mlp", "hidden": [17]}, {"type": "mlp", "hidden": [16, 16]}, {"type": "linear"}]
+)
+def test_a_checkpoint_of_another_model_is_refused(iris: Prepared, tmp_path: Path, model: dict[str, Any]) -> None:
+    learner = learner_of(spec_of(), iris)
+    train(learner, iris, until=2)
+    checkpoints = saved(learner, tmp_path)
+    with pytest.raises(TrainingError, match="the checkpoint of step 2 does not fit the model: ") as caught:
+        restored(learner_of(spec_of(model=model), iris), checkpoints)
+    assert "layers.0.weight" in caught.value.happened or "layer" in caught.value.happened
+    assert "name" in caught.value.remedy
+
+
+def test_the_fast_reduction_refuses_running_statistics(iris: Prepared) -> None:
+    with pytest.raises(TrainingError, match="BatchNorm") as caught:
+        learner_of(spec_of(reduction="fast"), iris, model=Normalised())
+    assert "ordered" in caught.value.remedy
+
+
+@pytest.mark.parametrize("options", [{"type": "sgd", "lr": 0.1}, {"type": "adam", "lr": 0.01}], ids=["sgd", "adam"])
+def test_one_shard_has_the_bits_of_a_plain_loop(iris: Prepared, options: dict[str, Any]) -> None:
+    # Eight rows a batch: times and by a power of two is exact.
+    spec = spec_of(optimizer=options, shards=1, global_batch=8, epochs=3)
+    learner, plain = learner_of(spec, iris), twin(spec, iris)
+    kind = torch.optim.SGD if options["type"] == "sgd" else torch.optim.Adam
+    optimizer = kind(plain.parameters(), lr=options["lr"], fused=True)
+    for step in range(learner.total_steps):
+        assert learner.plan.batch_rows(step) == 8
+        loss, _ = learn(learner, batch_of(iris, learner.plan, step))
+        inputs, targets = whole(iris, learner.plan, step)
+        expected = functional.cross_entropy(plain(inputs), targets)
+        optimizer.zero_grad()
+        expected.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        assert loss == float(expected.detach())
+        assert gap(learner, plain) == 0
 
 
 def test_dropout_is_drawn_anew_for_each_shard_and_step_from_the_seed_alone(iris: Prepared) -> None:
@@ -250,21 +383,27 @@ def test_dropout_is_drawn_anew_for_each_shard_and_step_from_the_seed_alone(iris:
 
 
 def test_the_best_weights_survive_a_checkpoint_apart_from_the_later_ones(iris: Prepared, tmp_path: Path) -> None:
-    spec = spec_of(early_stop={"metric": "validation.accuracy"})
+    spec = spec_of(checkpoint={"best": "validation.accuracy"})
     learner = learner_of(spec, iris)
     train(learner, iris, until=3)
     assert learner.best.improves(1, {"validation.accuracy": 0.5})
     learner.keep_best()
     kept = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     train(learner, iris, until=6)
-    checkpoints.write(tmp_path, learner.checkpoint(finished=False))
-    resumed = learner_of(spec, iris)
-    found = checkpoints.latest(tmp_path)
-    assert found is not None
-    resumed.restore(found)
+    resumed = restored(learner_of(spec, iris), saved(learner, tmp_path))
     assert all(torch.equal(resumed.best_weights[name], tensor) for name, tensor in kept.items())
     assert not torch.equal(resumed.model.state_dict()["layers.0.weight"], kept["layers.0.weight"])
     assert (resumed.best.epoch, resumed.best.value) == (1, 0.5)
+    assert not resumed.best.improves(2, {"validation.accuracy": 0.5})
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_rows(iris: Prepared) -> None:
+    learner = learner_of(spec_of(global_batch=50, shards=4), iris)
+    losses = train(learner, iris, until=3)
+    assert [learner.plan.batch_rows(step) for step in range(3)] == [50, 50, 20]
+    assert learner.take_epoch_loss() == pytest.approx(np.average(losses, weights=[50, 50, 20]))
+    losses = train(learner, iris, until=4)
+    assert learner.take_epoch_loss() == pytest.approx(losses[0])
 
 
 def test_a_loss_that_is_not_finite_is_an_error_with_a_remedy(iris: Prepared) -> None:
@@ -302,12 +441,17 @@ def test_linear_regression_on_all_rows_at_once_approaches_least_squares(tmp_path
     learner = learner_of(spec, prepared)
     batch = batch_of(prepared, plan, 0)
     for _ in range(total_steps(spec, plan)):
-        learner.learn(batch, flag=False)
+        learn(learner, batch)
     rows = [prepared.reader("train").read(np.arange(plan.num_rows))[name] for name in names]
     features = np.column_stack([*rows, np.ones(plan.num_rows)]).astype(np.float64)
     target = prepared.reader("train").read(np.arange(plan.num_rows))[TARGET].astype(np.float64)
     solution, *_ = np.linalg.lstsq(features, target, rcond=None)
-    found = torch.cat([learner.parameters[0].reshape(-1), learner.parameters[1]]).detach().double().numpy()
+    found = (
+        torch.cat([learner.gradients.parameters[0].reshape(-1), learner.gradients.parameters[1]])
+        .detach()
+        .double()
+        .numpy()
+    )
     residual, least = (float(np.mean((features @ weights - target) ** 2)) for weights in (found, solution))
     assert residual == pytest.approx(least, rel=1e-4)
     assert np.abs(features @ (found - solution)).max() < 0.02
@@ -344,34 +488,3 @@ def test_logistic_regression_on_digits_is_as_good_as_scikit_learns(digits: tuple
     accuracy = float((logits.argmax(1).numpy() == sets[1][TARGET]).mean())
     assert accuracy > 0.94
     assert accuracy == pytest.approx(expected, abs=0.02)
-
-
-def test_the_ledger_holds_the_source_rows_of_each_shard_in_order(iris: Prepared, tmp_path: Path) -> None:
-    learner = learner_of(spec_of(global_batch=2, shards=3, epochs=1), iris, ledger=str(tmp_path / "ledger"))
-    train(learner, iris, until=2)
-    (file,) = (tmp_path / "ledger").iterdir()
-    lines = list(read_ledger(file))
-    expected = [
-        {"step": step, "shard": shard, "rows": arrays[ROW].tolist()}
-        for step in range(2)
-        for shard, arrays in batch_of(iris, learner.plan, step).items()
-        if len(arrays[ROW])
-    ]
-    assert lines == expected
-
-
-def read_ledger(file: Path) -> Iterator[dict[str, Any]]:
-    return (json.loads(line) for line in file.read_text().splitlines())
-
-
-def test_gradients_are_views_of_one_vector() -> None:
-    layer = nn.Linear(3, 2)
-    gradients = Gradients(list(layer.parameters()))
-    assert gradients.flat.shape == (8 + EXTRAS,)
-    layer(torch.ones(4, 3)).sum().backward()
-    assert torch.equal(gradients.flat[:8], torch.cat([torch.full((6,), 4.0), torch.full((2,), 4.0)]))
-    total = gradients.note(6.0, 4.0, True).clone()
-    assert gradients.take(total) == (1.5, 4.0, True)
-    assert torch.equal(layer.bias.grad, torch.ones(2))  # type: ignore[arg-type]
-    gradients.clear()
-    assert not layer.weight.grad.any()  # type: ignore[union-attr]

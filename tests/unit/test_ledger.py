@@ -169,7 +169,7 @@ def test_workers_that_go_on_beside_those_that_replaced_them_are_noticed(run: Run
     run.group(3, run.last, workers=1)
     for shard in range(SHARDS):
         run.note(1000, 0, 6, shard)
-    with pytest.raises(AuditError, match="step 7 .* begun before the step before"):
+    with pytest.raises(AuditError, match=r"step 7 .* begun before the step before"):
         run.audit()
 
 

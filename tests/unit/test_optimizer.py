@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate.errors import TrainingError
 from tidegate.spec.train import Optimizer, Schedule
-from tidegate.training.optimizer import build_optimizer, rate_factor, set_rate
+from tidegate.training.optimizer import build_optimizer, check_parameters, rate_factor, set_rates
 
 schedules = st.builds(
     Schedule, type=st.sampled_from(["constant", "cosine", "linear"]), warmup_fraction=st.floats(0, 0.99)
@@ -63,5 +64,24 @@ def test_the_optimizer_is_torchs(
     found = optimizer.param_groups[0]
     assert {key: found[key] for key in expected} == expected
     assert (found["lr"], found["weight_decay"]) == (0.02, 0.3)
-    set_rate(optimizer, 0.5)
-    assert found["lr"] == 0.5
+    assert found["fused"] is True
+
+
+def test_each_group_of_weights_has_its_own_rate() -> None:
+    weights = [torch.ones(1, requires_grad=True) for _ in range(3)]
+    optimizer = torch.optim.SGD([{"params": weights[:1]}, {"params": weights[1:], "lr": 0.5}], lr=0.1)
+    set_rates(optimizer, [0.3, 0.2])
+    for weight in weights:
+        weight.grad = torch.ones(1)
+    optimizer.step()
+    assert [float(weight.detach()) for weight in weights] == pytest.approx([0.7, 0.8, 0.8])
+    with pytest.raises(ValueError, match="zip"):
+        set_rates(optimizer, [0.1])
+
+
+def test_weights_of_another_model_are_refused_unless_they_are_frozen() -> None:
+    mine, other = (torch.ones(2, 3, requires_grad=True) for _ in range(2))
+    check_parameters(torch.optim.SGD([mine, torch.ones(4)], 0.1), [mine, other])
+    with pytest.raises(TrainingError, match=r"shape \[2, 3\]") as caught:
+        check_parameters(torch.optim.SGD([{"params": [mine]}, {"params": [other]}], 0.1), [mine])
+    assert "fit.prepare" in caught.value.remedy

@@ -120,7 +120,6 @@ VALID: dict[str, dict[str, Any]] = {
             "age": {"type": "number", "length": 1, "scale": "none", "missing": "refuse"},
         },
         {"column": "bought", "type": "category"},
-        train=copy.deepcopy(TRAIN) | {"class_weights": {"yes": 3.0, "no": 1.0}},
     ),
 }
 VALID["short text"] = {
@@ -210,6 +209,8 @@ def tied(path: tuple[Any, ...]) -> tuple[str, ...]:
         ("data.target.type", *MEASURED),
         ("train.checkpoint.best", "train.early_stop.metric"),
         ("train.workers.gpu", "train.workers.accelerator"),
+        ("train.class_weights", "model.loss"),
+        ("data.inputs.pixels.size", "data.inputs.pixels.augment"),
         ("data.inputs", "model.type"),
         ("data.source.path", "data.source.format"),
         tuple(f"{written(path[:-1])}.{key}" for key in ("at_least", "at_most")),

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.util import list_named_actors
@@ -23,7 +23,6 @@ GONE_AFTER_S = 15.0
 """How long the monitor of a driver that was just killed may still be there."""
 ANSWER_S = 30.0
 LIST_S = 5.0
-Deed = Literal["pause", "resume", "stop"]
 
 
 @contextmanager

@@ -136,7 +136,7 @@ class Fit:
                 raise FeedError(f"the feed brought step {step}, the model is at {learner.step}")
             for numbers, arrays in self._passes(shards):
                 learner.begin(numbers[0])
-                self._unnoted = [(number, shards[number][ROW]) for number in numbers if shards[number]]
+                self._unnoted = [(number, shards[number][ROW]) for number in numbers if len(shards[number][ROW])]
                 yield from self._parts(arrays)
                 learner.end()
             self._is_over = self._worker.is_over(learner, *learner.finish(self._worker.flag()))

@@ -219,6 +219,7 @@ class Worker:
             return
         epoch = min((learner.step - 1) // self.plan.steps_per_epoch + 1, self.job.spec.train.epochs)
         speed, overall = self._progress.speeds()
+        left = (learner.total_steps - learner.step) * self.plan.global_batch
         self.job.monitor.tell.remote(
             Progress(
                 step=learner.step,
@@ -228,7 +229,7 @@ class Worker:
                 loss=loss * self.prepared.target.loss_scale,
                 rows_per_s=speed,
                 workers=self.workers,
-                seconds_left=(learner.total_steps - learner.step) * self.plan.global_batch / max(overall, 1e-9),
+                seconds_left=left / overall if overall else 0.0,
                 training_s=self._progress.training_s,
                 checkpointing_s=self._progress.checkpointing_s,
                 checkpoints=self._saver.written,

@@ -245,7 +245,6 @@ class Monitor:
         """The state is durable, and the workers wait or return as ordered."""
         self._note("saved")
         self._end_group("resize" if order == "yield" else "pause")
-        self._yielded = order == "yield"
 
     async def tell_failure(self, error: TidegateError) -> None:
         """What ends the run; a restart cannot mend it."""
@@ -256,8 +255,8 @@ class Monitor:
 
     async def tell_phase(self, phase: Phase) -> None:
         """What the driver is at, where the workers do not say it themselves."""
-        self._stage = phase
         # All that a driver says of itself is said while it has no workers.
+        self._stage, self._yielded = phase, False
         self.progress = replace(self.progress, workers=0, rows_per_s=0.0)
         if phase == "starting":
             self._stopped_at = self._clock()
@@ -284,6 +283,7 @@ class Monitor:
 
     def _end_group(self, reason: Literal["resize", "pause", "loss"]) -> None:
         self._leaving, self._stopped_at = reason, self._clock()
+        self._yielded = reason == "resize"
         self.progress = replace(self.progress, workers=0, rows_per_s=0.0)
 
     def _note(self, what: str) -> None:

@@ -132,6 +132,9 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
 
         def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
             size = _guarded(lambda: self._running(worker_group_state), 0)
+            if self._view.yielded and self._view.ends:
+                # Asked to end while it waited at its checkpoint: a new group would only begin and leave again.
+                ray.actor.exit_actor()
             return self._resized(size) if size else names.noop()
 
         def _resized(self, size: int) -> Any:
@@ -145,8 +148,10 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
                 return 0
             nodes = ray_internals.worker_nodes(group)
             self._decider.room.held = Counter(nodes)
+            if self._view.ends:
+                return 0
             size: int = self._decider.replace(self._view)
-            if size or self._view.yielded or self._view.ends:
+            if size or self._view.yielded:
                 return size
             target, why = self._decider.change(self._view, len(nodes), time.monotonic())
             if target:

@@ -84,9 +84,9 @@ def fit(
         with Watch(own, on_news, folder), heeded(lambda number: _ask_stop(own, number)) as signals:
             try:
                 return _Attempts(job, prepared, _is_resizable(), say).carry()
-            except StoppedError:
+            except StoppedError as error:
                 if signals.received is signal.SIGINT:
-                    raise KeyboardInterrupt from None
+                    raise KeyboardInterrupt(str(error)) from None
                 raise
 
 
@@ -189,7 +189,8 @@ class _Attempts:
 
     def _wait_for_resume(self, step: int) -> None:
         self._phase("paused")
-        self.say(f"paused at step {step}; `tidegate resume {self.job.name}` goes on")
+        line = f"paused at step {step}; `tidegate resume {self.job.name}` goes on"
+        ray.get(self.job.monitor.tell_line.remote(line))
         while ray.get(self.job.monitor.state.remote())[0] == "pause":
             time.sleep(0.2)
         if ray.get(self.job.monitor.state.remote())[0] == "stop":
