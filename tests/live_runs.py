@@ -213,9 +213,10 @@ class InThread(Carried):
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._thread.is_alive():
+        until = time.monotonic() + DEADLINE_S
+        while self._thread.is_alive() and time.monotonic() < until:
             # It may have ended meanwhile, or be about to.
-            with suppress(TidegateError):
+            with suppress(TidegateError, ray.exceptions.RayError):
                 control.stop(self.run, why="the test is over")
             self._thread.join(5)
 

@@ -43,6 +43,15 @@ class Gradients:
                 if gradient is not None:
                     view.add_(gradient)
                 parameter.grad = view
+        self._version = self.flat._version
+
+    def refuse_writes(self) -> None:
+        """Between two passes of a shard: raises TrainingError when gradients were written to since `attach`."""
+        if self.flat._version != self._version:
+            raise TrainingError(
+                "the loop wrote to gradients between the micro-batches of a shard",
+                remedy="leave out zero_grad(set_to_none=False) and the like: fit.step sees to the gradients",
+            )
 
     def clear(self) -> None:
         """Begin a shard."""

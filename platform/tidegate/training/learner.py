@@ -47,6 +47,8 @@ class Learner:
             else build_optimizer(spec.train.optimizer, self.gradients.parameters)
         )
         check_parameters(self.optimizer, self.gradients.parameters)
+        self.optimizer.register_step_pre_hook(self._refuse_other_steps)
+        self._is_stepping = False
         self.gradients.attach()
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         size = self.gradients.first_extra + EXTRAS
@@ -76,6 +78,8 @@ class Learner:
 
     def backward(self, loss: Tensor, weight: float, rows: int) -> None:
         """Add the gradients of some rows of the shard: `loss` is their mean, `weight` what it is the mean over."""
+        if self._rows:
+            self.gradients.refuse_writes()
         (loss * weight).backward()  # type: ignore[no-untyped-call]
         self.gradients.attach()
         self._loss += float(loss.detach()) * weight
@@ -103,7 +107,9 @@ class Learner:
             self.gradients.clip(self.spec.train.optimizer.clip_norm)
         factor = rate_factor(self.spec.train.schedule, self.step, self.total_steps)
         set_rates(self.optimizer, [rate * factor for rate in self.rates])
+        self._is_stepping = True
         self.optimizer.step()
+        self._is_stepping = False
         self.step += 1
         self._epoch_loss["sum"] += loss * weight
         self._epoch_loss["weight"] += weight
@@ -147,6 +153,13 @@ class Learner:
         self.history = list(checkpoint.state["history"])
         self._epoch_loss = dict(checkpoint.state["epoch_loss"])
         self.step = checkpoint.step
+
+    def _refuse_other_steps(self, *_: Any) -> None:
+        if not self._is_stepping:
+            raise TrainingError(
+                "the loop called optimizer.step, with the gradients of one worker alone",
+                remedy="leave it out: fit.step steps when the global batch is complete",
+            )
 
     def _refuse_statistics(self) -> None:
         if self.gradients.statistics:
