@@ -34,8 +34,6 @@ def own_surroundings() -> Iterator[Path]:
         patch.setenv("TIDEGATE_HOME", str(folder / "home" / "tidegate"))
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("OMP_NUM_THREADS", "1")
-        # A thread that outlives its Ray must not start another one.
-        patch.setenv("RAY_ENABLE_AUTO_CONNECT", "0")
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         try:

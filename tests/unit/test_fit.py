@@ -499,7 +499,7 @@ def test_a_loop_may_not_step_by_itself(digits: Prepared) -> None:
             optimizer.step()
 
     worker = Worker(own(), digits)
-    with pytest.raises(TrainingError, match="the loop called optimizer.step") as caught:
+    with pytest.raises(TrainingError, match=r"the loop called optimizer\.step") as caught:
         worker.run(loop)
     assert "leave it out" in caught.value.remedy
     assert all(

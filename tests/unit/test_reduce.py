@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tidegate.data.plan import owned_shards
-from tidegate.training.reduce import OrderedSum, subtrees
+from tidegate.training.reduce import Combined, OrderedSum, subtrees
 
 CPU = torch.device("cpu")
 SIZE = 65
@@ -53,7 +53,7 @@ class Simulation:
         """What every worker is given; each adds its shards out of the same memory."""
         sent: list[list[Tensor]] = []
 
-        def exchange(mine: list[Tensor], combined: Any) -> Tensor:
+        def exchange(mine: list[Tensor], combined: Combined) -> Tensor:
             sent.append([tensor.clone() for tensor in mine])
             return combined(sent) if len(sent) == len(self.sums) else torch.empty(0)
 
