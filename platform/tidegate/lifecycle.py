@@ -8,7 +8,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -154,6 +154,7 @@ def _run(
     prepared = prepare(spec, say)
     say(f"training {spec.model.type} as run {name}")
     final = trainer.fit(spec, prepared, name, on_news=_logged(recorded, on_news), say=say, loop=loop, monitor=monitor)
+    _complete(recorded, final.state["history"])
     ray.get(monitor.tell_phase.remote("finishing"))
     weights = final.tensors.get("best") or final.tensors["model"]
     folder = settings.home() / "artifacts" / spec.name / name
@@ -192,7 +193,7 @@ def _logged(recorded: str, on_news: Callable[[News], None]) -> Callable[[News], 
     """Passes the news on and keeps in MLflow every finished epoch, once, and how the run fares, with each epoch and
     every so often. At the next news if MLflow is busy."""
     pending: list[tuple[int, dict[str, float]]] = []
-    known = tracking.run(recorded).metrics.get("epoch", 0)
+    known = _last_epoch(recorded)
     told_at = time.monotonic()
 
     def keep(news: News) -> None:
@@ -202,7 +203,7 @@ def _logged(recorded: str, on_news: Callable[[News], None]) -> Callable[[News], 
             known = 0
         # What an earlier driver told after its last checkpoint is computed again.
         fresh = [epoch for epoch in news.epochs if epoch["epoch"] > known]
-        pending.extend((int(e["step"]), {k: v for k, v in e.items() if k != "step"}) for e in fresh)
+        pending.extend(_by_step(fresh))
         if news.progress.total_steps and (fresh or time.monotonic() - told_at >= LOGGED_EVERY_S):
             told_at = time.monotonic()
             pending.append((news.progress.step, news.measured()))
@@ -214,6 +215,21 @@ def _logged(recorded: str, on_news: Callable[[News], None]) -> Callable[[News], 
                 pending.clear()
 
     return keep
+
+
+def _complete(recorded: str, history: Sequence[Mapping[str, float]]) -> None:
+    """Keep the last epochs too, if MLflow was busy when they ended."""
+    known = _last_epoch(recorded)
+    if missing := [epoch for epoch in history if epoch["epoch"] > known]:
+        tracking.log_history(recorded, _by_step(missing))
+
+
+def _last_epoch(recorded: str) -> float:
+    return tracking.run(recorded).metrics.get("epoch", 0)
+
+
+def _by_step(epochs: Sequence[Mapping[str, float]]) -> list[tuple[int, dict[str, float]]]:
+    return [(int(epoch["step"]), {name: v for name, v in epoch.items() if name != "step"}) for epoch in epochs]
 
 
 def _evaluate(folder: Path, digest: str, prepared: Prepared, spec: Spec) -> dict[str, Evaluated]:

@@ -414,6 +414,17 @@ def test_a_loss_that_is_not_finite_is_an_error_with_a_remedy(iris: Prepared) -> 
     assert "clip_norm" in caught.value.remedy
 
 
+def test_weights_that_the_last_step_broke_are_no_final_checkpoint(iris: Prepared) -> None:
+    learner = learner_of(spec_of(), iris)
+    learner.checkpoint(finished=True, extra={})
+    with torch.no_grad():
+        learner.gradients.parameters[0].view(-1)[0] = float("inf")
+    learner.checkpoint(finished=False, extra={})
+    with pytest.raises(TrainingError, match="after the last step, in") as caught:
+        learner.checkpoint(finished=True, extra={})
+    assert "lr" in str(caught.value.remedy)
+
+
 def test_linear_regression_on_all_rows_at_once_approaches_least_squares(tmp_path: Path, prepare_by_hand: Any) -> None:
     inputs, progression = load_diabetes(return_X_y=True, scaled=False)
     names = [f"x{i}" for i in range(inputs.shape[1])]

@@ -98,6 +98,14 @@ def test_what_mlflow_could_not_take_is_logged_with_the_next_news(run: str, monke
     assert curve(run, "epoch") == [(10, 1)]
 
 
+def test_epochs_that_ended_while_mlflow_was_busy_to_the_end_are_logged_from_the_checkpoint(run: str) -> None:
+    told(run)(news(21, 1, 2))
+    for _ in range(2):
+        lifecycle._complete(run, news(41, 1, 2, 3, 4).epochs)
+    assert curve(run, "epoch") == [(10, 1), (20, 2), (30, 3), (40, 4)]
+    assert curve(run, "train.loss")[3] == (40, 1 / 4)
+
+
 def test_an_epoch_is_kept_even_if_showing_it_fails(run: str) -> None:
     def broken(item: News) -> None:
         if item.epochs:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from tidegate.errors import TrainingError
 from tidegate.spec.train import Optimizer, Schedule
-from tidegate.training.optimizer import build_optimizer, check_parameters, rate_factor, set_rates
+from tidegate.training.optimizer import build_optimizer, check_parameters, eager_step, rate_factor, set_rates
 
 schedules = st.builds(
     Schedule, type=st.sampled_from(["constant", "cosine", "linear"]), warmup_fraction=st.floats(0, 0.99)
@@ -65,6 +67,60 @@ def test_the_optimizer_is_torchs(
     assert {key: found[key] for key in expected} == expected
     assert (found["lr"], found["weight_decay"]) == (0.02, 0.3)
     assert found["fused"] is True
+
+
+def trained(optimizer: torch.optim.Optimizer, *, eager: bool) -> list[torch.Tensor]:
+    step = eager_step(optimizer) if eager else optimizer.step
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for seed in range(5):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+        step()
+    return weights + [value for each in optimizer.state.values() for value in each.values() if torch.is_tensor(value)]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adam", "adamw"])
+def test_a_step_without_the_compiler_is_the_same_step(kind: str) -> None:
+    def optimizer() -> torch.optim.Optimizer:
+        weights = [torch.linspace(-1, 1, 5).requires_grad_(), torch.ones(2, 3, requires_grad=True)]
+        return build_optimizer(Optimizer.model_validate({"type": kind, "lr": 0.1, "weight_decay": 0.01}), weights)
+
+    found, expected = trained(optimizer(), eager=True), trained(optimizer(), eager=False)
+    assert len(found) == len(expected) > 2 - (kind == "sgd")
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_an_optimizer_of_somebody_else_steps_its_own_way() -> None:
+    class Counting(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure: object = None) -> None:
+            self.steps += 1
+
+    optimizer = Counting([torch.ones(1, requires_grad=True)], lr=0.1)
+    eager_step(optimizer)()
+    assert optimizer.steps == 1
+
+
+USES_OPTIMIZERS = """
+import sys, torch
+from tidegate.training.optimizer import eager_step, leave_compiler_out
+leave_compiler_out()
+for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+    weight = torch.ones(3, requires_grad=True)
+    optimizer = kind([weight], lr=0.1, fused=True)
+    weight.grad = torch.ones(3)
+    eager_step(optimizer)()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.zero_grad()
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_workers_do_not_import_the_compiler() -> None:
+    """It would be a quarter of what a resize takes."""
+    run = subprocess.run([sys.executable, "-c", USES_OPTIMIZERS], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False", run.stderr
 
 
 def test_each_group_of_weights_has_its_own_rate() -> None:

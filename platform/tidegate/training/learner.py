@@ -16,10 +16,18 @@ from tidegate.training.checkpoint import Checkpoint, optimizer_tensors, restore_
 from tidegate.training.early_stop import BestEpoch
 from tidegate.training.gradients import EXTRAS, Gradients
 from tidegate.training.job import total_steps
-from tidegate.training.optimizer import build_optimizer, check_parameters, rate_factor, set_rates
+from tidegate.training.optimizer import (
+    build_optimizer,
+    check_parameters,
+    eager_step,
+    leave_compiler_out,
+    rate_factor,
+    set_rates,
+)
 from tidegate.training.peers import exchange
 from tidegate.training.reduce import FastSum, OrderedSum
 
+DIVERGED = "lower train.optimizer.lr, or bound the gradient with train.optimizer.clip_norm"
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -41,6 +49,8 @@ class Learner:
         self.total_steps = total_steps(spec, plan)
         self.model = model.to(device)
         self.gradients = Gradients(self.model, device)
+        if not spec.train.compile:
+            leave_compiler_out()
         self.optimizer = (
             make_optimizer(self.gradients.parameters)
             if make_optimizer
@@ -48,6 +58,7 @@ class Learner:
         )
         check_parameters(self.optimizer, self.gradients.parameters)
         self.optimizer.register_step_pre_hook(self._refuse_other_steps)
+        self._step = self.optimizer.step if spec.train.compile else eager_step(self.optimizer)
         self._is_stepping = False
         self.gradients.attach()
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -101,14 +112,14 @@ class Learner:
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise TrainingError(
                 f"the loss became {loss} at step {self.step}",
-                remedy="lower train.optimizer.lr, or bound the gradient with train.optimizer.clip_norm",
+                remedy=DIVERGED,
             )
         if self.spec.train.optimizer.clip_norm is not None:
             self.gradients.clip(self.spec.train.optimizer.clip_norm)
         factor = rate_factor(self.spec.train.schedule, self.step, self.total_steps)
         set_rates(self.optimizer, [rate * factor for rate in self.rates])
         self._is_stepping = True
-        self.optimizer.step()
+        self._step()
         self._is_stepping = False
         self.step += 1
         self._epoch_loss["sum"] += loss * weight
@@ -124,7 +135,12 @@ class Learner:
         self.best_weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
     def checkpoint(self, *, finished: bool, extra: dict[str, Any]) -> Checkpoint:
-        """The state as it is now, not copied; `extra` goes into the checkpoint's `state`."""
+        """The state as it is now, not copied; `extra` goes into the checkpoint's `state`.
+
+        Raises TrainingError when training is finished and weights are not finite: no loss after them would show it.
+        """
+        if finished:
+            self._refuse_nonfinite()
         parts = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
         if self.best_weights:
             parts["best"] = self.best_weights
@@ -159,6 +175,13 @@ class Learner:
             raise TrainingError(
                 "the loop called optimizer.step, with the gradients of one worker alone",
                 remedy="leave it out: fit.step steps when the global batch is complete",
+            )
+
+    def _refuse_nonfinite(self) -> None:
+        broken = [name for name, weight in self.model.named_parameters() if not weight.isfinite().all()]
+        if broken:
+            raise TrainingError(
+                f"NaN or infinite values after the last step, in {', '.join(broken[:3])}", remedy=DIVERGED
             )
 
     def _refuse_statistics(self) -> None:

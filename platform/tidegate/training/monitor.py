@@ -254,8 +254,8 @@ class Monitor:
     # Told and asked by the driver.
 
     async def tell_phase(self, phase: Phase) -> None:
-        """What the driver is at, where the workers do not say it themselves."""
-        # All that a driver says of itself is said while it has no workers.
+        """What the driver or the controller of the workers is at, where the workers do not say it themselves."""
+        # All that is said here is said while there are no workers.
         self._stage, self._yielded = phase, False
         self.progress = replace(self.progress, workers=0, rows_per_s=0.0)
         if phase == "starting":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +27,27 @@ def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter]) -> torc
     if spec.type == "adamw":
         return torch.optim.AdamW(parameters, **common)
     raise ValueError(f"no optimizer {spec.type!r}")
+
+
+def leave_compiler_out() -> None:
+    """Let torch's optimizers be made, saved and restored without importing torch's compiler.
+
+    They import it to keep it away from their methods. A worker that starts would spend a quarter of its time on that.
+    """
+    optimizer = torch.optim.Optimizer
+    for method in (optimizer.add_param_group, optimizer.state_dict, optimizer.load_state_dict, optimizer.zero_grad):
+        plain: Any = inspect.unwrap(method)
+        # Where torch looks for what the compiler made of the method (torch._compile); another torch looks elsewhere,
+        # and imports the compiler.
+        setattr(plain, "__dynamo_disable", plain)
+
+
+def eager_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
+    """`optimizer.step` without the compiler's part in it, which it would import; of torch's own optimizers only."""
+    step = inspect.unwrap(type(optimizer).step)
+    if not step.__module__.startswith("torch.optim.") or optimizer.defaults.get("differentiable"):
+        return optimizer.step
+    return torch.no_grad()(functools.partial(step, optimizer))
 
 
 def check_parameters(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 
 class PeerLostError(Exception):
     """Another worker died in the middle of an exchange. Ray restarts the group; it is no fault of this worker."""
@@ -15,5 +17,7 @@ def exchange() -> Iterator[None]:
     """Around a collective of torch.distributed, whose errors are all of one kind: somebody is gone."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise PeerLostError(str(error)) from error

@@ -112,6 +112,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
             self._decider: Decider = Decider(bounds, Room(need, spare_cpus))
             self._view = View(bounds[1], asks=0, ends=False, group=0, yielded=False)
             self._question: Any = None
+            self._waits = False
 
         def _get_num_workers_for_resource_request(self) -> int:
             return int(min(self._view.wanted, bounds[1]))
@@ -124,6 +125,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
                 raise StoppedError("the run is to end, or its driver is gone")
             size = _guarded(lambda: self._decider.start(self._view), 0)
             _guarded(self._maybe_send_resource_request, None)
+            self._tell(waits=not size)
             if not size:
                 # Ray's controller asks again at once.
                 time.sleep(0.5)
@@ -136,6 +138,11 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
                 # Asked to end while it waited at its checkpoint: a new group would only begin and leave again.
                 ray.actor.exit_actor()
             return self._resized(size) if size else names.noop()
+
+        def _tell(self, *, waits: bool) -> None:
+            if waits != self._waits:
+                self._waits = waits
+                monitor.tell_phase.remote("waiting" if waits else "starting")
 
         def _resized(self, size: int) -> Any:
             # What the group before holds is given back before the next one starts.
