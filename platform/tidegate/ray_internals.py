@@ -27,6 +27,7 @@ class Private(NamedTuple):
 
 
 RESIZE = "changing the number of workers of a run"
+SOONER = "starting a run's workers without processes that it does not need"
 _POLICIES = "ray.train.v2._internal.execution.scaling_policy"
 NAMES = {
     "loopback": Private("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", "keeping a local cluster on loopback"),
@@ -39,6 +40,10 @@ NAMES = {
     "train_controller": Private(
         "ray.train.v2.api.data_parallel_trainer", "DataParallelTrainer._initialize_and_run_controller", RESIZE
     ),
+    "datasets_callback": Private("ray.train.v2._internal.callbacks.datasets", "DatasetsCallback", SOONER),
+    "barrier": Private("ray.train.v2._internal.execution.worker_group.worker_group", "SynchronizationActor", SOONER),
+    "end_barrier": Private("ray.train.v2._internal.execution.worker_group.state", "_shutdown_sync_actor", SOONER),
+    "setup_hook": Private("ray._private.ray_constants", "WORKER_PROCESS_SETUP_HOOK_ENV_VAR", SOONER),
     "free_by_node": Private(
         "ray._private.state", "available_resources_per_node", "counting what is free node by node (the sum is used)"
     ),
@@ -145,15 +150,99 @@ def scaling() -> Scaling:
     return Scaling(take("elastic_policy"), take("resize_decision"), take("noop_decision"))
 
 
-def with_policy(trainer: type[Any], policy: Any) -> type[Any]:
-    """A subclass of a Ray trainer whose controller decides by `policy`."""
+def with_policy(trainer: type[Any], policy: Any, *, datasets: bool) -> type[Any]:
+    """A subclass of a Ray trainer whose controller decides by `policy`.
+
+    Without `datasets` no process is started that would hand them to the workers.
+    """
+    _barrier()  # the controller's process would say only in a log what is missing
     method = NAMES["train_controller"].attribute.split(".")[1]
 
     def start(self: Any, **options: Any) -> Any:
-        return getattr(super(sized, self), method)(**(options | {"scaling_policy": policy}))
+        callbacks = options["callbacks"] if datasets else _without_datasets(options["callbacks"])
+        return getattr(super(sized, self), method)(**(options | {"scaling_policy": policy, "callbacks": callbacks}))
 
     sized = type(f"Sized{trainer.__name__}", (trainer,), {method: start})
     return sized
+
+
+def _without_datasets(callbacks: list[Any]) -> list[Any]:
+    try:
+        datasets = take("datasets_callback")
+    except MissingError as error:
+        _warn_once(str(error))
+        return callbacks
+    return [callback for callback in callbacks if not isinstance(callback, datasets)]
+
+
+class SharedBarrier:
+    """Takes the place of the class of Ray Train's synchronization actor: one serves group after group.
+
+    A new one is a process that competes with the new workers for the processors of its node while they start.
+    """
+
+    def __init__(self, actor_class: Any) -> None:
+        self.actor_class = actor_class
+        self._options: dict[str, Any] = {}
+        self._kept: Any = None
+
+    def options(self, **options: Any) -> SharedBarrier:
+        self._options = options
+        return self
+
+    def remote(self, **arguments: Any) -> Any:
+        """The actor of the group before, if it is still there."""
+        import ray
+
+        kept, self._kept = self._kept, None
+        try:
+            if kept is not None:
+                ray.get(kept.get_counter.remote(), timeout=5)
+                return kept
+        except ray.exceptions.RayError as error:
+            logger.warning("starting another synchronization actor: %s", error)
+        return self.actor_class.options(**self._options).remote(**arguments)
+
+    def release(self, actor: Any) -> None:
+        """A group has ended. Whoever of it still waits at the barrier is let go."""
+        actor.reset.remote()
+        self._kept = actor
+
+
+def share_barrier() -> None:
+    """In the process of Ray Train's controller: keep its synchronization actor over resizes."""
+    actor_class = _barrier()
+    if actor_class is None or isinstance(actor_class, SharedBarrier):
+        return
+    shared = SharedBarrier(actor_class)
+    for name, value in (("barrier", shared), ("end_barrier", shared.release)):
+        setattr(importlib.import_module(NAMES[name].module), NAMES[name].attribute, value)
+
+
+def _barrier() -> Any:
+    """The class of the synchronization actor; None where it cannot be replaced."""
+    try:
+        take("end_barrier")
+        return take("barrier")
+    except MissingError as error:
+        _warn_once(str(error))
+        return None
+
+
+def setup_hook(function: str) -> dict[str, str]:
+    """Environment variables of worker processes that call `function` first; none where the job has such a hook.
+
+    Ray's runtime environments know hooks only for a whole job.
+    """
+    import ray
+
+    try:
+        name = str(take("setup_hook"))
+    except MissingError as error:
+        _warn_once(str(error))
+        return {}
+    taken = ray.get_runtime_context().runtime_env.get("env_vars") or {}
+    return {} if name in taken else {name: function}
 
 
 def worker_nodes(group: Any) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +18,7 @@ from ray.train.torch import TorchTrainer
 from tidegate import ray_internals
 from tidegate.errors import MissingError
 from tidegate.ray_internals import NAMES
-from tidegate.training import resize
+from tidegate.training import boot, resize
 from tidegate.training.trainer import CONTROLLER
 
 # Ray warns about its own settings when they are read.
@@ -95,20 +98,79 @@ def test_a_policy_of_ours_claims_what_is_wanted_and_decides_in_rays_words() -> N
     assert names.noop() == names.noop()
 
 
-def test_a_trainer_hands_its_controller_the_policy_it_was_given() -> None:
+class Trainer(TorchTrainer):  # type: ignore[misc]
+    """Notes how its controller would be started."""
+
+    started: dict[str, Any]
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        type(self).started = options
+
+
+@pytest.mark.parametrize("datasets", [False, True])
+def test_a_trainer_hands_its_controller_the_policy_it_was_given_and_no_datasets_it_has_not(datasets: bool) -> None:
     method = NAMES["train_controller"].attribute.split(".")[1]
-    started: list[dict[str, Any]] = []
-
-    class Trainer(TorchTrainer):  # type: ignore[misc]
-        def _initialize_and_run_controller(self, **options: Any) -> Any:
-            started.append(options)
-
-    assert hasattr(Trainer, method)
-    sized = ray_internals.with_policy(Trainer, "ours")
-    getattr(sized.__new__(sized), method)(scaling_policy="Ray's", failure_policy="kept")
-    assert started == [{"scaling_policy": "ours", "failure_policy": "kept"}]
+    assert hasattr(TorchTrainer, method)
+    callbacks = [object(), ray_internals.take("datasets_callback").__new__(ray_internals.take("datasets_callback"))]
+    sized = ray_internals.with_policy(Trainer, "ours", datasets=datasets)
+    getattr(sized.__new__(sized), method)(scaling_policy="Ray's", failure_policy="kept", callbacks=callbacks)
+    kept = callbacks if datasets else callbacks[:1]
+    assert sized.started == {"scaling_policy": "ours", "failure_policy": "kept", "callbacks": kept}
     source = inspect.getsource(ray_internals.take("train_controller").__globals__["DataParallelTrainer"].fit)
     assert "scaling_policy=create_scaling_policy(" in source
+    assert "callbacks=self._create_default_callbacks()" in source
+
+
+@pytest.fixture
+def untouched() -> Iterator[None]:
+    """What `share_barrier` replaces, put back afterwards."""
+    places = [
+        (importlib.import_module(NAMES[name].module), NAMES[name].attribute) for name in ("barrier", "end_barrier")
+    ]
+    before = [getattr(module, attribute) for module, attribute in places]
+    yield
+    for (module, attribute), value in zip(places, before, strict=True):
+        setattr(module, attribute, value)
+
+
+def test_a_shared_barrier_stands_where_groups_begin_and_end(untouched: None) -> None:
+    from ray.train.v2._internal.execution.worker_group import state, worker_group
+
+    barrier = worker_group.SynchronizationActor
+    ray_internals.share_barrier()
+    shared = worker_group.SynchronizationActor
+    ray_internals.share_barrier()
+    assert worker_group.SynchronizationActor is shared
+    assert (shared.actor_class, state._shutdown_sync_actor) == (barrier, shared.release)
+    assert "SynchronizationActor.options(" in inspect.getsource(worker_group.WorkerGroup._start_impl)
+    methods = barrier.__ray_metadata__.modified_class
+    assert inspect.iscoroutinefunction(methods.reset)
+    assert hasattr(methods, "get_counter")
+
+
+def test_a_hook_of_a_process_is_an_environment_variable_that_ray_runs() -> None:
+    from ray._private.runtime_env import setup_hook
+    from ray._private.workers import default_worker
+
+    gc.enable()
+    try:
+        # None: it ran. What Ray does with the variable when a process starts.
+        assert setup_hook.load_and_execute_setup_hook("tidegate.training.boot.begin") is None
+        assert not gc.isenabled()
+    finally:
+        boot.end()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
+    assert "WORKER_PROCESS_SETUP_HOOK_ENV_VAR" in Path(default_worker.__file__).read_text()
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_hook_of_the_job_stays(taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = ray_internals.take("setup_hook")
+    job = SimpleNamespace(runtime_env={"env_vars": {variable: "their.hook"}} if taken else {})
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: job)
+    assert ray_internals.setup_hook("ours") == ({} if taken else {variable: "ours"})
 
 
 def test_workers_of_a_group_tell_their_node() -> None:

@@ -20,7 +20,7 @@ from tidegate.data.local_feed import LocalFeed
 from tidegate.data.prepared import Prepared
 from tidegate.errors import TidegateError, TrainingError
 from tidegate.metrics import CLASSIFICATION, REGRESSION
-from tidegate.training import validation
+from tidegate.training import boot, validation
 from tidegate.training.checkpoint import Checkpoints, differences, environment
 from tidegate.training.counter import StepCounter
 from tidegate.training.fit import Fit, Shards
@@ -38,6 +38,7 @@ from tidegate.transforms.augment import RowWork
 def train_worker(config: dict[str, Any]) -> None:
     """Entry point of every worker process. `config["job"]` is the Job."""
     job: Job = config["job"]
+    boot.end()
     try:
         worker = Worker(job)
         (job.loop or standard)(worker.fit)

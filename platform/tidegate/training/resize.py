@@ -29,6 +29,9 @@ LOOK_EVERY_S = 1.0
 GROW_AFTER_S = 30.0
 """How long more room must last before a run that nobody asked takes it: a resize must pay for itself."""
 ANSWER_S = 10.0
+"""How long the controller waits for the monitor when there is no group that it could keep waiting."""
+FRESH_S = 0.05
+"""The same while workers train: an answer takes a few milliseconds, and one of the poll before would be late."""
 
 
 class Room:
@@ -118,6 +121,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
             return int(min(self._view.wanted, bounds[1]))
 
         def make_decision_for_non_running_worker_group(self) -> Any:
+            ray_internals.share_barrier()
             # What was asked while workers ran may be answered as it was before they failed.
             self._question = None
             if not self._look(ANSWER_S) or self._view.ends:
@@ -151,7 +155,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
 
         def _running(self, group: Any) -> int:
             self._maybe_send_resource_request()
-            if not self._look(0):
+            if not self._look(FRESH_S):
                 return 0
             nodes = ray_internals.worker_nodes(group)
             self._decider.room.held = Counter(nodes)

@@ -227,7 +227,7 @@ class _Attempts:
     def _trainer(self, room_now: int) -> TorchTrainer:
         for name, value in CONTROLLER.items():
             os.environ.setdefault(name, value)
-        job, wanted = self.job, self.job.spec.train.workers
+        job, wanted, feed = self.job, self.job.spec.train.workers, self._feed()
         need = room.needs(wanted)
         scaling = ray.train.ScalingConfig(
             num_workers=(wanted.min, wanted.max if self.resizable else max(wanted.min, room_now)),
@@ -239,7 +239,7 @@ class _Attempts:
         trainer: type[TorchTrainer] = TorchTrainer
         if self.resizable:
             policy = resize.policy(scaling, job.monitor, room.feed_cpus(job.spec.data), need)
-            trainer = ray_internals.with_policy(TorchTrainer, policy)
+            trainer = ray_internals.with_policy(TorchTrainer, policy, datasets=bool(feed))
         return trainer(
             train_worker,
             train_loop_config={"job": job},
@@ -250,8 +250,9 @@ class _Attempts:
                 storage_path=str(job.run_folder.parent),
                 failure_config=ray.train.FailureConfig(max_failures=-1 if self.resizable else MAX_FAILURES),
                 callbacks=[Losses(job.monitor)],
+                worker_runtime_env={"env_vars": ray_internals.setup_hook("tidegate.training.boot.begin")},
             ),
-            **self._feed(),
+            **feed,
         )
 
     def _feed(self) -> dict[str, Any]:

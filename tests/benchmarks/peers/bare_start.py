@@ -17,6 +17,7 @@ class BareWorker:
             return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
     def load(self):
+        import ray.train  # noqa: F401
         import torch  # noqa: F401
 
     def join(self, address, rank, world):
