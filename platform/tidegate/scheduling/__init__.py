@@ -1,0 +1,1 @@
+"""Scheduling: who gets the cluster's devices, training runs or serving replicas."""
