@@ -47,6 +47,7 @@ class Simulation:
 
     def __init__(self, shards: int, workers: int) -> None:
         self.shards = shards
+        self.memory = [torch.empty(SIZE) for _ in range(workers)]
         self.sums = [OrderedSum(shards, SIZE, worker=w, workers=workers, device=CPU) for w in range(workers)]
 
     def total(self, values: list[Tensor], flags: list[float]) -> Tensor:
@@ -57,13 +58,12 @@ class Simulation:
             sent.append([tensor.clone() for tensor in mine])
             return combined(sent) if len(sent) == len(self.sums) else torch.empty(0)
 
-        memory = torch.empty(SIZE)
         for worker, (sum_, flag) in enumerate(zip(self.sums, flags, strict=True)):
+            memory = self.memory[worker]
             if len(self.sums) > 1:
                 sum_._exchange = exchange  # type: ignore[assignment]
             for shard in owned_shards(self.shards, worker, len(self.sums)):
                 sum_.add(memory.copy_(values[shard]))
-            memory.fill_(float("nan"))
             result = sum_.total(flag)
         return result
 
@@ -187,12 +187,11 @@ def ordered(values, workers):
     for scale, flag in ((2.0, 1.0), (1.0, 0.0), (1.0, float(3 * (worker == 0)))):
         for shard in owned_shards(shards, worker, workers):
             total.add(memory.copy_(scale * values[shard]))
-        memory.fill_(float("nan"))
         result = total.total(flag)
         yield [digest(result[:-1]), float(result[-1])]
 
 def fast(values, workers):
-    total = FastSum(workers=workers)
+    total = FastSum(values.shape[1], worker=worker, workers=workers, device=torch.device("cpu"))
     for flag in (1.0, 0.0):
         rows = owned_shards(len(values), worker, workers)
         total.add(values[rows.start : rows.stop].sum(0))

@@ -75,9 +75,13 @@ class _State:
     gave: frozenset[str] = frozenset()
 
     def copy(self) -> _State:
-        table, held = self.table.copy(), self.held.copy()
         return replace(
-            self, table=table, held=held, **{k: dict(getattr(self, k)) for k in ("seats", "size", "reasons")}
+            self,
+            table=self.table.copy(),
+            seats=dict(self.seats),
+            size=dict(self.size),
+            held=self.held.copy(),
+            reasons=dict(self.reasons),
         )
 
 

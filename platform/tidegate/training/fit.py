@@ -163,8 +163,7 @@ class Fit:
             yield from (([shard], arrays) for shard, arrays in shards.items())
             return
         parts = [arrays for arrays in shards.values() if arrays]
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts[1:] else None
-        yield list(shards), joined or (parts[0] if parts else {})
+        yield list(shards), {name: joined([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
     def _parts(self, arrays: Mapping[str, Array]) -> Iterator[Batch]:
         total = len(arrays[ROW]) if arrays else 0
@@ -189,6 +188,14 @@ class Fit:
         }
         # Tidegate's own models take images flat as well; a person expects them as pictures.
         return batch if self._job.loop is None else batch | custom.shaped(batch, self._prepared.features)
+
+
+def joined(parts: list[Array]) -> Array:
+    """The parts one after the other. Not copied if they are what another array was cut into."""
+    base = parts[0].base
+    if base is not None and len(base) == sum(map(len, parts)) and all(part.base is base for part in parts):
+        return base
+    return np.concatenate(parts) if parts[1:] else parts[0]
 
 
 def tensor_of(array: Array) -> Tensor:

@@ -84,13 +84,14 @@ class Gradients:
             raise TrainingError(
                 "the weights of a whole batch add up to 0", remedy="give fit.step what its loss is the mean over"
             )
-        torch.div(total, weight, out=self.flat)
         offset = self.count
         for buffer, before in zip(self.statistics, self._before, strict=True):
             change = total[offset : offset + buffer.numel()].view_as(buffer) / rows
             before += change if buffer.is_floating_point() else change.round().to(buffer.dtype)
             buffer.copy_(before)
             offset += buffer.numel()
+        # Last: `total` may be this very vector.
+        torch.div(total, weight, out=self.flat)
         return loss / weight, weight, round(flag)
 
     def remember_statistics(self) -> None:

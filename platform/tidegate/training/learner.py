@@ -65,7 +65,7 @@ class Learner:
         size = self.gradients.first_extra + EXTRAS
         if spec.train.reduction == "fast":
             self._refuse_statistics()
-            self.sum: OrderedSum | FastSum = FastSum(workers=workers)
+            self.sum: OrderedSum | FastSum = FastSum(size, worker=worker, workers=workers, device=device)
         else:
             self.sum = OrderedSum(plan.shards, size, worker=worker, workers=workers, device=device)
         self.step = 0

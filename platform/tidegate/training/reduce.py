@@ -6,7 +6,7 @@ partial sums travel; the rest of the tree is added in the same order everywhere.
 to both. Among more, each worker adds one slice of the vector for all (a reduce-scatter and an all-gather, as in
 Rabenseifner 2004, but with the order of the additions kept), so that what travels does not grow with their number.
 
-`FastSum` is one all-reduce: its order, and so the last bits, follow the number of workers.
+`FastSum` adds one vector a worker: its order, and so the last bits, follow the number of workers.
 """
 
 from __future__ import annotations
@@ -60,10 +60,12 @@ class OrderedSum:
         self.size, self.worker, self.workers = size, worker, workers
         self.tree = (0, shards)
         self.parents = right_children(self.tree)
-        self.first = owned_shards(shards, worker, workers).start
+        mine = owned_shards(shards, worker, workers)
+        self.first, self.last = mine.start, mine.stop
         self.owned = [self._owned(other) for other in range(workers)]
         self._exchange = Exchange([len(spans) for spans in self.owned], size, worker, device) if workers > 1 else None
         self._stack: list[tuple[Span, Tensor]] = []
+        self._kept: Tensor | None = None
         self._next = self.first
         self._spare: list[Tensor] = []
 
@@ -72,7 +74,10 @@ class OrderedSum:
         return subtrees(shards.start, shards.stop, self.tree)
 
     def add(self, vector: Tensor) -> None:
-        """Add the next of this worker's shards, in order. `vector` may be overwritten afterwards."""
+        """Add the next of this worker's shards, in order.
+
+        `vector` may be overwritten for the next one; that of the last one is kept until `total`.
+        """
         span, current = (self._next, self._next + 1), vector
         self._next += 1
         while self._stack and self._stack[-1][0] == (self.parents.get(span, span)[0], span[0]):
@@ -81,15 +86,17 @@ class OrderedSum:
             if current is not vector:
                 self._spare.append(current)
             span, current = (left[0], span[1]), total
-        if current is vector:
+        if current is vector and self._next < self.last:
             current = self._spare.pop() if self._spare else torch.empty_like(vector)
             current.copy_(vector)
+        elif current is vector:
+            self._kept = vector
         self._stack.append((span, current))
 
     def discard(self) -> None:
         """Begin anew with this worker's first shard."""
-        self._spare += [tensor for _, tensor in self._stack]
-        self._stack, self._next = [], self.first
+        self._spare += [tensor for _, tensor in self._stack if tensor is not self._kept]
+        self._stack, self._next, self._kept = [], self.first, None
 
     def total(self, flag: float) -> Tensor:
         """The sum `[size]` over all shards of all workers; its last element is the sum of the workers' flags.
@@ -113,11 +120,13 @@ class OrderedSum:
 
 
 class FastSum:
-    """Sums one vector `[size]` a worker with one all-reduce."""
+    """Sums one vector `[size]` a worker."""
 
-    def __init__(self, *, workers: int) -> None:
-        self.workers = workers
+    def __init__(self, size: int, *, worker: int, workers: int, device: torch.device) -> None:
+        self.worker, self.workers = worker, workers
         self._sum: Tensor | None = None
+        # Gloo's all-reduce of two takes longer than exchanging the vectors, and adding them on both sides.
+        self._theirs = torch.zeros(size, device=device) if workers == 2 and device.type == "cpu" else None
 
     def add(self, vector: Tensor) -> None:
         """Hand over this worker's vector; it becomes the sum."""
@@ -130,9 +139,19 @@ class FastSum:
     def total(self, flag: float) -> Tensor:
         assert self._sum is not None
         self._sum[-1] = flag
+        if self._theirs is not None:
+            swap([self._sum], [self._theirs], 1 - self.worker)
+            return self._sum.add_(self._theirs)
         if self.workers > 1:
             dist.all_reduce(self._sum)
         return self._sum
+
+
+def swap(mine: list[Tensor], theirs: list[Tensor], other: int) -> None:
+    """Send tensors to one other worker, and receive into `theirs` what it sends."""
+    sent = [dist.P2POp(dist.isend, tensor, other) for tensor in mine]
+    for work in dist.batch_isend_irecv(sent + [dist.P2POp(dist.irecv, tensor, other) for tensor in theirs]):
+        work.wait()
 
 
 class Exchange:
@@ -154,10 +173,7 @@ class Exchange:
 
     def _swapped(self, mine: list[Tensor], combined: Combined) -> Tensor:
         # Gloo's all_gather takes twice as long: it copies into memory of its own, and out of it.
-        other = 1 - self.worker
-        sent = [dist.P2POp(dist.isend, tensor, other) for tensor in mine]
-        for work in dist.batch_isend_irecv(sent + [dist.P2POp(dist.irecv, tensor, other) for tensor in self.theirs]):
-            work.wait()
+        swap(mine, self.theirs, 1 - self.worker)
         return combined([mine, self.theirs] if self.worker == 0 else [self.theirs, mine])
 
     def _sliced(self, mine: list[Tensor], combined: Combined) -> Tensor:
