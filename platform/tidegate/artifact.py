@@ -133,8 +133,8 @@ def load(folder: Path, digest: str | None = None) -> Model:
 
 
 def normalised(spec: Spec) -> dict[str, Any]:
-    """What decides the model besides the data: no names, paths, numbers of workers, or when checkpoints are written."""
-    train = spec.train.model_dump(exclude={"workers"})
+    """What decides the model besides the data: no names, paths, workers, priority, or when checkpoints are written."""
+    train = spec.train.model_dump(exclude={"workers", "priority"})
     train |= {"threads": spec.train.workers.cpu, "checkpoint": {"best": spec.train.checkpoint.best}}
     data = spec.data.model_dump(include={"inputs", "target", "split", "invalid_rows"})
     return {"seed": spec.seed, "data": data, "model": spec.model.model_dump(), "train": train}

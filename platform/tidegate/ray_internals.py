@@ -261,6 +261,15 @@ def free_by_node() -> Mapping[str, Mapping[str, float]]:
         return {"": ray.available_resources()}
 
 
+def can_grow() -> bool:
+    """Whether an autoscaler may add nodes; False, where this Ray does not tell."""
+    try:
+        return bool(take("cluster_state").get_max_resources_from_cluster_config())
+    except (MissingError, AttributeError) as error:
+        _warn_once(str(error))
+        return False
+
+
 def draining_nodes() -> set[str]:
     """Ids of the nodes that are being drained; none, where this Ray does not tell."""
     try:

@@ -156,6 +156,8 @@ class _Plan:
 
     def _borrowed(self, need: Vector, count: int, who: str, runs: Iterable[Run], *, pause: bool) -> Seats:
         """Up to `count` places of `need`, taken from runs: from the one that gives up least first."""
+        if count <= 0:
+            return Counter()
         size = self.state.size
         givers = sorted(runs, key=lambda run: (run.priority, -size[run.name], run.resize_s, run.name))
         taken: Seats = Counter()

@@ -109,6 +109,7 @@ class Train(Part):
     early_stop: EarlyStop | None = None
     checkpoint: Checkpoint = Checkpoint()
     workers: Workers = Workers()
+    priority: int = Field(0, ge=-1000, le=1000)
 
     @model_validator(mode="after")
     def _one_best(self) -> Train:

@@ -116,6 +116,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
             self._view = View(bounds[1], asks=0, ends=False, group=0, yielded=False)
             self._question: Any = None
             self._waits = False
+            self._nodes: list[str] = []
 
         def _get_num_workers_for_resource_request(self) -> int:
             return int(min(self._view.wanted, bounds[1]))
@@ -143,6 +144,11 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
                 ray.actor.exit_actor()
             return self._resized(size) if size else names.noop()
 
+        def _tell_nodes(self, nodes: list[str]) -> None:
+            if nodes != self._nodes:
+                self._nodes = nodes
+                monitor.tell_nodes.remote(tuple(nodes))
+
         def _tell(self, *, waits: bool) -> None:
             if waits != self._waits:
                 self._waits = waits
@@ -151,6 +157,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
         def _resized(self, size: int) -> Any:
             # What the group before holds is given back before the next one starts.
             self._decider.room.held.clear()
+            self._tell_nodes([])
             return self._get_resize_decision(size)
 
         def _running(self, group: Any) -> int:
@@ -159,6 +166,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
                 return 0
             nodes = ray_internals.worker_nodes(group)
             self._decider.room.held = Counter(nodes)
+            self._tell_nodes(nodes)
             if self._view.ends:
                 return 0
             size: int = self._decider.replace(self._view)

@@ -48,16 +48,23 @@ def fitting(nodes: Mapping[str, Resources], need: Resources, *, spare_cpus: int)
     return max(0, min(count, math.floor(cpus / need["CPU"] + 1e-9)))
 
 
-def wait(wanted: Workers, spare_cpus: int, say: Callable[[str], None], given_up: Callable[[], bool]) -> int:
-    """How many workers fit now, once it is the minimum. Says so while it is not.
+def wait(
+    wanted: Workers,
+    spare_cpus: int,
+    say: Callable[[str], None],
+    given_up: Callable[[], bool],
+    allowed: Callable[[], float] = lambda: math.inf,
+) -> int:
+    """How many workers fit now and are `allowed()`, once it is the minimum. Says so while it is not.
 
     Returns 0 when `given_up()`. Raises ClusterError when the minimum can never fit.
     """
     told, need = 0.0, needs(wanted)
     while not given_up():
         room = fitting(free_nodes(), need, spare_cpus=spare_cpus)
-        if room >= wanted.min:
-            return min(room, wanted.max)
+        most = min(room, wanted.max, allowed())
+        if most >= wanted.min:
+            return int(most)
         _refuse_impossible(wanted, spare_cpus)
         if time.monotonic() - told > TOLD_EVERY_S:
             told = time.monotonic()

@@ -1,0 +1,130 @@
+"""Looking at the cluster: what Serve, the runs and everybody else hold and want, on which node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+
+from tidegate import ray_internals
+from tidegate.scheduling.snapshot import Deployment, Node, Run, RunPhase, Snapshot
+from tidegate.spec.capacity import CapacityRules
+from tidegate.training import control
+from tidegate.training.claim import Claim
+
+ANSWER_S = 2.0
+STUCK_S = 60.0
+"""A run that has not changed its size for so long is not counted on: others give instead."""
+GONE = ("STOPPING", "STOPPED")
+
+
+class Observer:
+    """Makes snapshots, and remembers since when things are as they are."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: dict[str, float] = {}
+        self._calm_since = clock()
+        self._before: Any = None
+
+    def look(self, rules: CapacityRules) -> Snapshot:
+        """The cluster as it is now."""
+        # Runs first: what is free changes later than what they say, so that nothing is counted twice.
+        claims = control.claims(ANSWER_S)
+        details = ray_internals.serve_details() if ray_internals.serve_is_running() else {}
+        return self.snapshot(nodes(), details, claims, rules, can_grow=ray_internals.can_grow())
+
+    def snapshot(
+        self,
+        nodes: tuple[Node, ...],
+        details: Mapping[str, Any],
+        claims: Mapping[str, Claim | None],
+        rules: CapacityRules,
+        *,
+        can_grow: bool,
+    ) -> Snapshot:
+        """From what was answered; apart from the cluster that answers."""
+        found = deployments(details, rules.serving.headroom)
+        deployed = tuple(self._dated(deployment) for deployment in found)
+        runs = tuple(self._run(claim, rules) for claim in claims.values() if claim is not None)
+        self._forget({each.name for each in deployed} | {each.name for each in runs})
+        return Snapshot(nodes, deployed, runs, calm_s=self._calm(nodes, deployed), can_grow=can_grow)
+
+    def _dated(self, deployment: Deployment) -> Deployment:
+        seconds = self._held(deployment.name, deployment.pending > 0)
+        return Deployment(**{**vars(deployment), "pending_s": seconds})
+
+    def _run(self, claim: Claim, rules: CapacityRules) -> Run:
+        wish, named = claim.wish, rules.priorities
+        stuck = self._held(wish.run, claim.standing == "changing") > STUCK_S
+        return Run(
+            wish.run,
+            wish.need,
+            wish.low,
+            claim.high,
+            nodes=claim.nodes,
+            phase=_phase(claim, stuck=stuck),
+            given=claim.given or 0,
+            priority=named.get(wish.run, named.get(wish.model, wish.priority)),
+            since=wish.since,
+            changed_s=claim.changed_s,
+            resize_s=claim.resize_s,
+            feed_cpus=wish.feed_cpus,
+        )
+
+    def _held(self, name: str, is_so: bool) -> float:
+        """Seconds since something is so."""
+        if not is_so:
+            self._since.pop(name, None)
+            return 0.0
+        return self._clock() - self._since.setdefault(name, self._clock())
+
+    def _forget(self, names: set[str]) -> None:
+        self._since = {name: since for name, since in self._since.items() if name in names}
+
+    def _calm(self, nodes: tuple[Node, ...], deployments: tuple[Deployment, ...]) -> float:
+        now = {node.id for node in nodes if not node.leaves}, {each.name: each.running for each in deployments}
+        if now != self._before or any(each.pending for each in deployments):
+            self._before, self._calm_since = now, self._clock()
+        return self._clock() - self._calm_since
+
+
+def nodes() -> tuple[Node, ...]:
+    """The living nodes, and what is free on each."""
+    free, leaving = ray_internals.free_by_node(), ray_internals.draining_nodes()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return tuple(
+        Node(node["NodeID"], node["Resources"], free.get(node["NodeID"], {}), node["NodeID"] in leaving)
+        for node in alive
+    )
+
+
+def deployments(details: Mapping[str, Any], headroom: int) -> list[Deployment]:
+    """All deployments of all applications, from Serve's own account."""
+    found = []
+    for application, about in details.get("applications", {}).items():
+        for name, deployment in about.get("deployments", {}).items():
+            replicas = [r for r in deployment["replicas"] if r["state"] not in GONE]
+            running = tuple(sorted(r["node_id"] for r in replicas if r.get("node_id")))
+            target = int(deployment["target_num_replicas"])
+            scaling = deployment["deployment_config"].get("autoscaling_config") or {}
+            found.append(
+                Deployment(
+                    f"{application}/{name}",
+                    {kind: float(amount) for kind, amount in deployment["required_resources"].items() if amount},
+                    running,
+                    pending=max(0, target - len(running)),
+                    headroom=max(0, min(headroom, int(scaling.get("max_replicas") or 0) - target)),
+                )
+            )
+    return found
+
+
+def _phase(claim: Claim, *, stuck: bool) -> RunPhase:
+    if claim.standing == "changing" and not stuck and claim.given is not None:
+        return "changing"
+    if claim.standing == "training" and claim.nodes:
+        return "training"
+    return "queued" if claim.standing == "queued" else "ending"
