@@ -42,6 +42,7 @@ TRAIN = {
         "path": "s3://bucket/runs",
     },
     "workers": {"min": 1, "max": 2, "cpu": 1, "gpu": 1, "accelerator": "H100"},
+    "priority": 2,
 }
 ENDPOINT = {
     "name": "digits",

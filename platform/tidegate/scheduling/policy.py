@@ -161,8 +161,10 @@ class _Plan:
         size = self.state.size
         givers = sorted(runs, key=lambda run: (run.priority, -size[run.name], run.resize_s, run.name))
         taken: Seats = Counter()
-        for spare in (self._owed, self._above_low, self._whole) if pause else (self._owed, self._above_low):
-            while taken.total() < count and self._free_one(need, who, givers, spare):
+        changing = [run for run in givers if run.phase == "changing"]
+        ways: list[tuple[Spare, list[Run]]] = [(self._owed, changing), (self._above_low, givers), (self._whole, givers)]
+        for spare, those in ways if pause else ways[:2]:
+            while taken.total() < count and self._free_one(need, who, those, spare):
                 taken += self.state.table.take(need, count - taken.total())
         return taken
 
