@@ -19,6 +19,7 @@ from live_runs import DEADLINE_S, DIGITS, InThread, digest, ignore, kill_worker,
 from local_ray import own_surroundings
 from ports import free_port
 from tidegate import cluster, connection
+from tidegate.cluster_environment import LOOPBACK_FLAG
 from tidegate.data.prepare import prepare
 from tidegate.errors import TidegateError
 from tidegate.serving import deploy
@@ -36,7 +37,8 @@ def outcome_without(names: Iterable[str], folder: Path) -> dict[str, Any]:
     """`digest` of the weights, `restarts`, what was `said` and the `warnings`; `resize` and `endpoints`: how they were
     refused, empty when they were not."""
     (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
-    environment = {**os.environ, "PYTHONPATH": str(folder), VARIABLE: " ".join(names)}
+    # What tidegate sets where Ray was not imported before it joins; this script has imported it.
+    environment = {**os.environ, **LOOPBACK_FLAG, "PYTHONPATH": str(folder), VARIABLE: " ".join(names)}
     done = subprocess.run(
         [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=4 * DEADLINE_S
     )

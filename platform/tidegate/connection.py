@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tidegate import settings
 from tidegate.cluster import NAMESPACE, current, listens
+from tidegate.cluster_environment import LOOPBACK_FLAG
 from tidegate.errors import ClusterError
 from tidegate.ray_internals import keep_loopback_addresses, reread_settings
 
@@ -40,6 +41,8 @@ def connect(address: str | None = None) -> None:
         raise ClusterError("no cluster is running", remedy="start one with `tidegate up` or set RAY_ADDRESS")
     _check_address(address)
     if local is not None and address == local.address:
+        # Before Ray is imported, which reads them then; for a process that has imported it there are the two calls.
+        os.environ.update({name: os.environ.get(name, value) for name, value in LOOPBACK_FLAG.items()})
         os.environ.setdefault("RAY_AUTH_MODE", local.auth)
         reread_settings()
         keep_loopback_addresses()
