@@ -71,8 +71,7 @@ def alone(prepared: Prepared) -> Checkpoint:
         "target_ongoing_requests": 1,
         "upscale_delay_s": 0,
         "downscale_delay_s": 1,
-        "metrics_interval_s": 0.2,
-        "look_back_period_s": 1,
+        "look_back_period_s": 11,
     },
 )
 class Slow:
