@@ -148,7 +148,7 @@ def test_asks_and_losses_at_awkward_moments_change_nothing(ray_local: None, ledg
     """Nothing waits for what was asked before: sizes change while workers start, pauses come while they leave."""
     seed = random.randrange(2**32)
     print(f"the seed of what happens when: {seed}")
-    luck, digits = random.Random(seed), Digits(epochs=400)
+    luck, digits = random.Random(seed), Digits(epochs=1200)
     spec = digits.spec((1, 3))
 
     def resize(run: InThread) -> None:
