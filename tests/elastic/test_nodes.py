@@ -22,7 +22,7 @@ from tidegate.training import control
 
 # Ray warns about its own settings when it copies them.
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
-EPOCHS = 300
+EPOCHS = 1500
 DRAIN_MS = 600_000
 """How long a drained node is left alone."""
 
