@@ -20,6 +20,15 @@ def totals_of(run: str) -> Totals:
     return Totals.read(folder_of(run))
 
 
+def losses_account_for(unfinished: int, losses: int) -> bool:
+    """Whether so many steps can be in the ledger that were not counted, after so many losses.
+
+    Counted is what the first rank finished. A loss leaves the step it was in and, when another worker had that one's
+    result and the first rank not yet, the next: to end that one takes the first rank's part.
+    """
+    return 0 <= unfinished <= 2 * losses
+
+
 def resized(spec: Spec, prepared: Prepared, run: str, sizes: Iterable[int], **options: Any) -> Checkpoint:
     """A run that is asked for one size after the other, each once it has taken some steps at the one before."""
     with InThread(spec, prepared, run, **options) as going:

@@ -16,7 +16,7 @@ import ray.train
 
 import own_models
 from audit_ledger import audit
-from histories import resized, robbed, totals_of
+from histories import losses_account_for, resized, robbed, totals_of
 from live_runs import (
     DIGITS,
     IMAGES,
@@ -119,7 +119,7 @@ def test_two_workers_and_the_driver_killed_make_the_same_weights(
     found, totals = audit(ledger, prepared, spec), totals_of(run)
     assert totals.groups == 4
     assert totals.restarts in (2, 3)
-    assert 0 <= found.steps_twice - totals.steps_twice <= 3
+    assert losses_account_for(found.steps_twice - totals.steps_twice, losses=3)
 
 
 class Digits:
@@ -148,7 +148,7 @@ def test_asks_and_losses_at_awkward_moments_change_nothing(ray_local: None, ledg
     """Nothing waits for what was asked before: sizes change while workers start, pauses come while they leave."""
     seed = random.randrange(2**32)
     print(f"the seed of what happens when: {seed}")
-    luck, digits = random.Random(seed), Digits(epochs=400)
+    luck, digits = random.Random(seed), Digits(epochs=1200)
     spec = digits.spec((1, 3))
 
     def resize(run: InThread) -> None:
@@ -175,7 +175,7 @@ def test_asks_and_losses_at_awkward_moments_change_nothing(ray_local: None, ledg
     assert digest(final) == digest(fit(digits.spec(1), digits.prepared, "awkward-alone"))
     totals = totals_of("awkward")
     found = audit(ledger, digits.prepared, spec)
-    assert 0 <= found.steps_twice - totals.steps_twice <= totals.restarts
+    assert losses_account_for(found.steps_twice - totals.steps_twice, totals.restarts)
 
 
 def test_a_run_that_loses_a_worker_again_and_again_at_one_step_ends(ray_local: None, ledger: Path) -> None:

@@ -23,7 +23,7 @@ def with_all(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_without_a_name_its_feature_is_off_and_training_goes_on(name: str, with_all: str, tmp_path: Path) -> None:
     outcome, feature = outcome_without([name], tmp_path), NAMES[name].feature
-    told = outcome["endpoints"] if feature == "endpoints" else " ".join(outcome["warnings"])
+    told = outcome["endpoints"] if feature == "endpoints" else " ".join(outcome["warnings"] + outcome["said"])
     assert f"taken_away: {feature} is off" in told
     assert bool(outcome["resize"]) == (feature == RESIZE)
     assert outcome["digest"] == with_all
