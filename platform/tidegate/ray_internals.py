@@ -47,6 +47,11 @@ NAMES = {
     "free_by_node": Private(
         "ray._private.state", "available_resources_per_node", "counting what is free node by node (the sum is used)"
     ),
+    "coordinator": Private(
+        "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator",
+        "get_or_create_autoscaling_coordinator",
+        "asking the cluster's autoscaler for nodes",
+    ),
     "cluster_state": Private("ray._private.state", "state", "leaving nodes that are being drained"),
 }
 
@@ -268,6 +273,15 @@ def can_grow() -> bool:
     except (MissingError, AttributeError) as error:
         _warn_once(str(error))
         return False
+
+
+def ask_autoscaler(requester: str, bundles: list[dict[str, float]], expire_after_s: float) -> None:
+    """What the autoscaler should find a place for, with all that is held now; instead of what was asked before."""
+    try:
+        coordinator = take("coordinator")()
+        coordinator.request_resources.remote(requester_id=requester, resources=bundles, expire_after_s=expire_after_s)
+    except MissingError as error:
+        _warn_once(str(error))
 
 
 def draining_nodes() -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import ray
 from ray import serve
 
 from histories import totals_of
-from live_runs import DIGITS, InThread, digest, fit, ignore, on_disk, spec_of, wait_until
+from live_runs import DIGITS, InThread, digest, fit, ignore, on_disk, paced, spec_of, wait_until
 from local_ray import own_surroundings
 from ports import free_port
 from tidegate import cluster, connection, settings
@@ -42,7 +43,6 @@ def ray_shared() -> Iterator[None]:
             connection.connect()
             (settings.home() / arbiter.RULES).write_text("cool_down_s: 2\n")
             arbiter.ensure()
-            wait_until(lambda: bool(arbiter.report().timeline))
             yield
         finally:
             cluster.down()
@@ -63,28 +63,22 @@ def alone(prepared: Prepared) -> Checkpoint:
     return fit(digits((1, 1)), prepared, "alone")
 
 
-@serve.deployment(
-    ray_actor_options={"num_cpus": 1},
-    autoscaling_config={
-        "min_replicas": 1,
-        "max_replicas": 3,
-        "target_ongoing_requests": 1,
-        "upscale_delay_s": 0,
-        "downscale_delay_s": 1,
-        "look_back_period_s": 11,
-    },
-)
-class Slow:
-    """Somebody's own application: Tidegate did not deploy it."""
-
-    def __call__(self, seconds: float) -> int:
-        time.sleep(seconds)
-        return os.getpid()
-
-
 @pytest.fixture
 def slow(ray_shared: None) -> Iterator[Any]:
-    yield serve.run(Slow.bind(), name="slow", route_prefix="/slow")
+    """Somebody's own application: Tidegate did not deploy it."""
+
+    class Slow:
+        def __call__(self, seconds: float) -> int:
+            time.sleep(seconds)
+            return os.getpid()
+
+    scaling = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 1}
+    soon = {"upscale_delay_s": 0, "downscale_delay_s": 1, "look_back_period_s": 2, "metrics_interval_s": 1}
+    with warnings.catch_warnings():
+        # Ray calls `metrics_interval_s` deprecated; what replaces it is of the whole cluster.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        deployment = serve.deployment(Slow, ray_actor_options={"num_cpus": 1}, autoscaling_config=scaling | soon)
+        yield serve.run(deployment.bind(), name="slow", route_prefix="/slow")
     serve.delete("slow")
     wait_until(lambda: not replicas())
 
@@ -116,14 +110,25 @@ def load(handle: Any, clients: int) -> Iterator[list[int]]:
         each.result()
 
 
-def test_a_spike_takes_devices_from_a_run_and_gives_them_back(alone: Checkpoint, prepared: Prepared, slow: Any) -> None:
-    with InThread(digits((1, 4)), prepared, "tide") as run:
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """While it is there, runs that heed it are slow."""
+    file = tmp_path / "gate"
+    file.touch()
+    return file
+
+
+def test_a_spike_takes_devices_from_a_run_and_gives_them_back(
+    alone: Checkpoint, prepared: Prepared, slow: Any, gate: Path
+) -> None:
+    with InThread(digits((1, 4)), prepared, "tide", loop=paced(gate)) as run:
         run.until_size(4)
         with load(slow, clients=6) as answered:
             run.until(lambda: replicas() == 3)
             run.until_size(2)
-        assert len(set(answered)) == 3
+            run.until(lambda: len(set(answered)) == 3)
         run.until_size(4)
+        gate.unlink()
         final = run.final()
     assert digest(final) == digest(alone)
     assert (totals_of("tide").steps_twice, totals_of("tide").restarts) == (0, 0)
@@ -161,7 +166,7 @@ def test_a_killed_arbiter_is_started_again_and_runs_keep_what_they_have(prepared
         group = run.until_size(3).totals.groups
         pid = next(int(p.name) for p in Path("/proc").glob("[0-9]*") if is_arbiter(p))
         os.kill(pid, signal.SIGKILL)
-        run.until(lambda: bool(arbiter.report().timeline) and bool(arbiter.report().holders))
+        run.until(lambda: bool(arbiter.report().holders))
         news = control.status("kept")
         assert news is not None
         assert (news.totals.groups, news.progress.workers) == (group, 3)

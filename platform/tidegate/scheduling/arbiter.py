@@ -16,13 +16,14 @@ from typing import Any
 
 import ray
 
-from tidegate import settings
+from tidegate import ray_internals, settings
 from tidegate.cluster import NAMESPACE
 from tidegate.errors import SpecError, UnavailableError
+from tidegate.scheduling.demand import demand
 from tidegate.scheduling.observe import Observer
 from tidegate.scheduling.policy import Decision, decide
 from tidegate.scheduling.report import Event, Report, Sample, device_of, holders, sample
-from tidegate.scheduling.snapshot import Run
+from tidegate.scheduling.snapshot import Run, Snapshot
 from tidegate.spec import document
 from tidegate.spec.capacity import CapacityRules
 from tidegate.training import control
@@ -30,6 +31,7 @@ from tidegate.training import control
 logger = logging.getLogger(__name__)
 RULES = "capacity.yaml"
 LOOK_EVERY_S = 0.5
+ASK_AGAIN_S = 15.0
 KEPT_EVENTS, KEPT_SAMPLES = 500, 7200
 ANSWER_S = 30.0
 
@@ -63,6 +65,8 @@ class Arbiter:
         self._samples: deque[Sample] = deque(maxlen=KEPT_SAMPLES)
         self._report = Report("CPU")
         self._told: dict[str, str] = {}
+        self._asked: list[dict[str, float]] = []
+        self._asked_at = 0.0
         threading.Thread(target=self._run, name="arbiter", daemon=True).start()
 
     def report(self) -> Report:
@@ -84,6 +88,8 @@ class Arbiter:
         snapshot = self._observer.look(rules)
         decision = decide(snapshot, rules)
         self._samples.append(sample(snapshot, time.time()))
+        if snapshot.can_grow:
+            self._ask_autoscaler(snapshot, decision)
         for run in snapshot.runs:
             self._tell(run, decision)
         self._note(decision)
@@ -107,6 +113,13 @@ class Arbiter:
         elif run.phase == "queued":
             control.tell_queue(run.name, "")
 
+    def _ask_autoscaler(self, snapshot: Snapshot, decision: Decision) -> None:
+        """Repeat what is wanted before it expires, and say at once when it changes."""
+        wanted = demand(snapshot, decision)
+        if wanted != self._asked or time.monotonic() - self._asked_at > ASK_AGAIN_S:
+            self._asked, self._asked_at = wanted, time.monotonic()
+            ray_internals.ask_autoscaler(control.ARBITER, wanted, expire_after_s=4 * ASK_AGAIN_S)
+
     def _note(self, decision: Decision) -> None:
         """Keep what was decided when it is not what was decided before."""
         now = time.time()
@@ -123,12 +136,20 @@ def ensure() -> None:
 
 
 def report() -> Report:
-    """How capacity is shared now. Raises UnavailableError when the arbiter does not answer."""
-    try:
-        found: Report = ray.get(_arbiter().report.remote(), timeout=ANSWER_S)
-    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-        raise UnavailableError("the arbiter does not answer", remedy=f"see Ray's log of it: {error}") from error
-    return found
+    """How capacity is shared now, as soon as the arbiter has looked once.
+
+    One that was just killed is waited for until it is back. Raises UnavailableError when it does not answer in time.
+    """
+    until, reason = time.monotonic() + ANSWER_S, "it has not looked yet"
+    while time.monotonic() < until:
+        try:
+            found: Report = ray.get(_arbiter().report.remote(), timeout=ANSWER_S)
+            if found.timeline:
+                return found
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            reason = str(error)
+        time.sleep(0.2)
+    raise UnavailableError("the arbiter does not answer", remedy=f"see Ray's log of it: {reason}")
 
 
 def _arbiter() -> Any:

@@ -10,7 +10,9 @@ import ray
 
 from tidegate import ray_internals
 from tidegate.scheduling.snapshot import Deployment, Node, Run, RunPhase, Snapshot
+from tidegate.serving.applications import is_ours
 from tidegate.spec.capacity import CapacityRules
+from tidegate.spec.endpoint import Capacity
 from tidegate.training import control
 from tidegate.training.claim import Claim
 
@@ -109,17 +111,27 @@ def deployments(details: Mapping[str, Any], headroom: int) -> list[Deployment]:
             replicas = [r for r in deployment["replicas"] if r["state"] not in GONE]
             running = tuple(sorted(r["node_id"] for r in replicas if r.get("node_id")))
             target = int(deployment["target_num_replicas"])
-            scaling = deployment["deployment_config"].get("autoscaling_config") or {}
+            config = deployment["deployment_config"]
+            scaling = config.get("autoscaling_config") or {}
+            asked = _asked(application, config)
+            wanted = asked.headroom_replicas if asked.headroom_replicas is not None else headroom
             found.append(
                 Deployment(
                     f"{application}/{name}",
                     {kind: float(amount) for kind, amount in deployment["required_resources"].items() if amount},
                     running,
                     pending=max(0, target - len(running)),
-                    headroom=max(0, min(headroom, int(scaling.get("max_replicas") or 0) - target)),
+                    headroom=max(0, min(wanted, int(scaling.get("max_replicas") or 0) - target)),
+                    priority=asked.priority,
                 )
             )
     return found
+
+
+def _asked(application: str, config: Mapping[str, Any]) -> Capacity:
+    """What an endpoint's spec says; other people's applications say nothing."""
+    said = (config.get("user_config") or {}).get("capacity") if is_ours(application) else None
+    return Capacity.model_validate(said) if said else Capacity()
 
 
 def _phase(claim: Claim, *, stuck: bool) -> RunPhase:

@@ -27,6 +27,11 @@ def needs(workers: Workers) -> dict[str, float]:
     return found
 
 
+def has_real_gpus() -> bool:
+    """Whether Ray found GPUs by itself: it knows their type then. Those of `--num-gpus` alone are only numbers."""
+    return any(kind.startswith("accelerator_type:") for kind in ray.cluster_resources())
+
+
 def feed_cpus(data: Data) -> int:
     """CPUs that no worker may take: the `ray_data` feed's map step could not run otherwise."""
     return 1 if data.resolved_feed == "ray_data" else 0

@@ -274,7 +274,7 @@ class _Attempts:
             train_worker,
             train_loop_config={"job": job},
             scaling_config=scaling,
-            torch_config=TorchConfig(backend="nccl" if wanted.gpu else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if wanted.gpu and room.has_real_gpus() else "gloo"),
             run_config=ray.train.RunConfig(
                 name=job.name,
                 storage_path=str(job.run_folder.parent),
