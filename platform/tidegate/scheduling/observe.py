@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -109,7 +109,8 @@ def deployments(details: Mapping[str, Any], headroom: int) -> list[Deployment]:
     for application, about in details.get("applications", {}).items():
         for name, deployment in about.get("deployments", {}).items():
             replicas = [r for r in deployment["replicas"] if r["state"] not in GONE]
-            running = tuple(sorted(r["node_id"] for r in replicas if r.get("node_id")))
+            running = _nodes_of(replicas)
+            leaving = _nodes_of([r for r in deployment["replicas"] if r["state"] == "STOPPING"])
             target = int(deployment["target_num_replicas"])
             config = deployment["deployment_config"]
             scaling = config.get("autoscaling_config") or {}
@@ -120,12 +121,17 @@ def deployments(details: Mapping[str, Any], headroom: int) -> list[Deployment]:
                     f"{application}/{name}",
                     {kind: float(amount) for kind, amount in deployment["required_resources"].items() if amount},
                     running,
+                    leaving,
                     pending=max(0, target - len(running)),
                     headroom=max(0, min(wanted, int(scaling.get("max_replicas") or 0) - target)),
                     priority=asked.priority,
                 )
             )
     return found
+
+
+def _nodes_of(replicas: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(sorted(replica["node_id"] for replica in replicas if replica.get("node_id")))
 
 
 def _asked(application: str, config: Mapping[str, Any]) -> Capacity:

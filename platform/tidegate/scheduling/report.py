@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.scheduling.policy import Decision, places
-from tidegate.scheduling.snapshot import Resources, Snapshot
+from tidegate.scheduling.snapshot import Deployment, Resources, Snapshot
 
 EVENTS = 12
 """How many decisions a report tells in words."""
@@ -102,9 +102,14 @@ def sample(snapshot: Snapshot, at: float) -> Sample:
     device = device_of(snapshot)
     total = sum(node.total.get(device, 0.0) for node in snapshot.nodes)
     free = sum(node.free.get(device, 0.0) for node in snapshot.nodes)
-    training = sum(len(run.nodes) * run.need.get(device, 0.0) for run in snapshot.runs)
-    serving = sum(len(each.running) * each.need.get(device, 0.0) for each in snapshot.deployments)
-    return Sample(at, training, serving, max(0.0, total - free - training - serving), free)
+    # What is free was looked at last: workers may have gone since their run was asked.
+    serving = min(total - free, sum(_held(each) * each.need.get(device, 0.0) for each in snapshot.deployments))
+    training = min(total - free - serving, sum(len(run.nodes) * run.need.get(device, 0.0) for run in snapshot.runs))
+    return Sample(at, training, serving, total - free - training - serving, free)
+
+
+def _held(deployment: Deployment) -> int:
+    return len(deployment.running) + len(deployment.leaving)
 
 
 def holders(snapshot: Snapshot, decision: Decision) -> list[Holder]:

@@ -30,6 +30,8 @@ class Deployment:
     """Of one replica."""
     running: tuple[str, ...] = ()
     """The node of each replica that holds what it needs."""
+    leaving: tuple[str, ...] = ()
+    """The same of those that answer their last requests."""
     pending: int = 0
     """Replicas that its autoscaler wants and that hold nothing yet."""
     pending_s: float = 0.0

@@ -13,6 +13,7 @@ from tidegate.errors import ClusterError
 from tidegate.spec.data import Data
 from tidegate.spec.train import Workers
 
+HEARD_AFTER_S = 3.0
 TOLD_EVERY_S = 10.0
 Resources = Mapping[str, float]
 
@@ -64,16 +65,19 @@ def wait(
 
     Returns 0 when `given_up()`. Raises ClusterError when the minimum can never fit.
     """
-    told, need = 0.0, needs(wanted)
+    need, told, asked = needs(wanted), 0.0, time.monotonic()
     while not given_up():
         room = fitting(free_nodes(), need, spare_cpus=spare_cpus)
         most = min(room, wanted.max, allowed())
         if most >= wanted.min:
             return int(most)
         _refuse_impossible(wanted, spare_cpus)
-        if time.monotonic() - told > TOLD_EVERY_S:
+        is_next = room >= wanted.min
+        # Who gives runs their sizes is given a moment.
+        if time.monotonic() - told > TOLD_EVERY_S and (not is_next or time.monotonic() - asked > HEARD_AFTER_S):
             told = time.monotonic()
-            say(f"waiting for room for {_named(wanted, spare_cpus)}: there is room for {room}")
+            why = "others go first, see `tidegate capacity`" if is_next else f"there is room for {room}"
+            say(f"waiting for room for {_named(wanted, spare_cpus)}: {why}")
         time.sleep(0.5)
     return 0
 
