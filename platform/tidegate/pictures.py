@@ -97,22 +97,23 @@ def _row(figure: Any, count: int) -> list[Any]:
 
 
 def devices(timeline: Sequence[Sample], device: str, path: Path) -> None:
-    """Devices over time, one above the other: with serving, with training, with others, and free."""
+    """Devices over time, one above the other: with serving, with training, on their way between, with others, and free."""
     figure = _figure(8.0, 3.1)
     axes = figure.add_subplot()
     began = timeline[0].at if timeline else 0.0
     seconds = [sample.at - began for sample in timeline]
-    parts = {"serving": ORANGE, "training": BLUE, "others": GREY, "free": "#eeeeee"}
+    parts = {"serving": ORANGE, "training": BLUE, "changing": "#c9d3df", "others": GREY, "free": "#f3f3f3"}
     layers = [
         [s.serving for s in timeline],
         [s.training for s in timeline],
+        [s.changing for s in timeline],
         [s.other for s in timeline],
         [s.free for s in timeline],
     ]
     axes.stackplot(seconds, layers, labels=list(parts), colors=list(parts.values()))
     axes.set_xlabel("seconds", fontsize=9, color=INK)
     axes.set_ylabel(f"{device}s", fontsize=9, color=INK)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4, frameon=False, fontsize=8, labelcolor=INK)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=5, frameon=False, fontsize=8, labelcolor=INK)
     axes.margins(x=0)
     _restrain(axes)
     _save(figure, path)

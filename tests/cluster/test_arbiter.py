@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from ray import serve
 
 from histories import totals_of
 from live_runs import DIGITS, InThread, digest, fit, ignore, on_disk, paced, spec_of, wait_until
 from local_ray import own_surroundings
 from ports import free_port
+from tide import ARBITER, load, process_of, replicas, slow_application
 from tidegate import cluster, connection, settings
 from tidegate.data.prepare import prepare
 from tidegate.data.prepared import Prepared
@@ -65,49 +61,8 @@ def alone(prepared: Prepared) -> Checkpoint:
 
 @pytest.fixture
 def slow(ray_shared: None) -> Iterator[Any]:
-    """Somebody's own application: Tidegate did not deploy it."""
-
-    class Slow:
-        def __call__(self, seconds: float) -> int:
-            time.sleep(seconds)
-            return os.getpid()
-
-    scaling = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 1}
-    soon = {"upscale_delay_s": 0, "downscale_delay_s": 1, "look_back_period_s": 2, "metrics_interval_s": 1}
-    with warnings.catch_warnings():
-        # Ray calls `metrics_interval_s` deprecated; what replaces it is of the whole cluster.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        deployment = serve.deployment(Slow, ray_actor_options={"num_cpus": 1}, autoscaling_config=scaling | soon)
-        yield serve.run(deployment.bind(), name="slow", route_prefix="/slow")
-    serve.delete("slow")
-    wait_until(lambda: not replicas())
-
-
-def replicas() -> int:
-    """Running replicas of the application."""
-    application = serve.status().applications.get("slow")
-    states = application.deployments["Slow"].replica_states if application and application.deployments else {}
-    return int(states.get("RUNNING", 0))
-
-
-@contextmanager
-def load(handle: Any, clients: int) -> Iterator[list[int]]:
-    """So many clients that ask one after the other; the process ids that answered. A request that fails raises."""
-    answered: list[int] = []
-    going = [True]
-
-    def ask() -> None:
-        while going[0]:
-            answered.append(handle.remote(0.2).result(timeout_s=60))
-
-    with ThreadPoolExecutor(clients) as pool:
-        asked = [pool.submit(ask) for _ in range(clients)]
-        try:
-            yield answered
-        finally:
-            going[0] = False
-    for each in asked:
-        each.result()
+    with slow_application() as handle:
+        yield handle
 
 
 @pytest.fixture
@@ -164,23 +119,11 @@ def test_a_run_of_higher_priority_takes_all_and_the_other_goes_on_afterwards(pre
 def test_a_killed_arbiter_is_started_again_and_runs_keep_what_they_have(prepared: Prepared) -> None:
     with InThread(digits((1, 3), epochs=LONG), prepared, "kept") as run:
         group = run.until_size(3).totals.groups
-        pid = next(int(p.name) for p in Path("/proc").glob("[0-9]*") if is_arbiter(p))
-        os.kill(pid, signal.SIGKILL)
+        os.kill(process_of(ARBITER), signal.SIGKILL)
         run.until(lambda: bool(arbiter.report().holders))
         news = control.status("kept")
         assert news is not None
         assert (news.totals.groups, news.progress.workers) == (group, 3)
-
-
-def is_arbiter(process: Path) -> bool:
-    try:
-        environment = (process / "environ").read_bytes().split(b"\0")
-        return (
-            b"ray::Arbiter" in (process / "cmdline").read_bytes()
-            and f"HOME={os.environ['HOME']}".encode() in environment
-        )
-    except OSError:
-        return False
 
 
 def test_rules_hold_as_soon_as_they_are_written_and_broken_ones_do_not(ray_shared: None) -> None:

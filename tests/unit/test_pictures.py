@@ -182,7 +182,7 @@ def test_no_global_state_of_pyplot_and_no_display(tmp_path: Path) -> None:
 def test_devices_over_time_show_who_has_them(tmp_path: Path) -> None:
     def drawn(serving: float) -> Path:
         path = tmp_path / f"{serving}.png"
-        timeline = [Sample(at, 4 - serving, serving, 0, 0) for at in (100.0, 101.0, 102.0)]
+        timeline = [Sample(at, 4 - serving, serving, 0, 0, 0) for at in (100.0, 101.0, 102.0)]
         pictures.devices(timeline, "GPU", path)
         return path
 

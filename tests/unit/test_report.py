@@ -21,7 +21,7 @@ SNAPSHOT = Snapshot(
 
 def test_devices_are_counted_by_who_holds_them() -> None:
     assert device_of(SNAPSHOT) == "GPU"
-    assert sample(SNAPSHOT, 7.0) == Sample(7.0, training=4, serving=1, other=2, free=1)
+    assert sample(SNAPSHOT, 7.0) == Sample(7.0, training=4, serving=1, changing=0.5, other=1.5, free=1)
 
 
 def test_a_cluster_without_gpus_counts_cpus() -> None:
@@ -33,7 +33,7 @@ def test_a_report_says_who_has_what_who_wants_what_and_why() -> None:
     events = [Event(0.0, "digits-1", "gives 1 to app/model")]
     report = Report("GPU", holders(SNAPSHOT, decision), decision.queue, events, [sample(SNAPSHOT, 7.0)], trouble="oh")
     lines = report.explain().splitlines()
-    assert lines[0] == "8 GPU: 4 training, 1 serving, 2 others, 1 free"
+    assert lines[0] == "8 GPU: 4 training, 1 serving, 0.5 changing, 1.5 others, 1 free"
     assert lines[1] == "  serving  app/model: 2 x 0.5 GPU, wants 1 more"
     assert lines[2] == "  training digits-1: 4 x 1 GPU, wants 2 more (gives 1 to app/model)"
     assert lines[3] == "1. in the queue: late"

@@ -29,13 +29,18 @@ class Event:
 
 @dataclass(frozen=True)
 class Sample:
-    """Devices of one kind at one moment."""
+    """Devices of one kind at one moment. `changing` are held for workers and replicas that are about to start."""
 
     at: float
     training: float
     serving: float
+    changing: float
     other: float
     free: float
+
+    @property
+    def total(self) -> float:
+        return self.training + self.serving + self.changing + self.other + self.free
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,9 @@ class Report:
         if not self.timeline:
             return f"no {self.device} seen yet"
         now = self.timeline[-1]
-        total = now.training + now.serving + now.other + now.free
         return (
-            f"{total:g} {self.device}: {now.training:g} training, {now.serving:g} serving, "
-            f"{now.other:g} others, {now.free:g} free"
+            f"{now.total:g} {self.device}: {now.training:g} training, {now.serving:g} serving, "
+            f"{now.changing:g} changing, {now.other:g} others, {now.free:g} free"
         )
 
 
@@ -105,7 +109,10 @@ def sample(snapshot: Snapshot, at: float) -> Sample:
     # What is free was looked at last: workers may have gone since their run was asked.
     serving = min(total - free, sum(_held(each) * each.need.get(device, 0.0) for each in snapshot.deployments))
     training = min(total - free - serving, sum(len(run.nodes) * run.need.get(device, 0.0) for run in snapshot.runs))
-    return Sample(at, training, serving, total - free - training - serving, free)
+    starting = sum(each.pending * each.need.get(device, 0.0) for each in snapshot.deployments)
+    starting += sum(run.given * run.need.get(device, 0.0) for run in snapshot.runs if not run.nodes)
+    rest = total - free - training - serving
+    return Sample(at, training, serving, min(rest, starting), max(0.0, rest - starting), free)
 
 
 def _held(deployment: Deployment) -> int:
