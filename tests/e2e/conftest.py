@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,17 +15,3 @@ def stranger() -> Iterator[Stranger]:
     made = strangers.new_stranger()
     yield made
     strangers.leave(made)
-
-
-@pytest.fixture
-def new_stranger() -> Iterator[Callable[[], Stranger]]:
-    """Makes as many strangers as a test needs."""
-    made: list[Stranger] = []
-
-    def make() -> Stranger:
-        made.append(strangers.new_stranger())
-        return made[-1]
-
-    yield make
-    for stranger in made:
-        strangers.leave(stranger)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -40,6 +41,10 @@ def test_the_readme_runs_from_top_to_bottom(stranger: Stranger) -> None:
     assert "digits@2" in shown, "the job registered the second version"
     assert "[0 1 2]" in shown, "the first three rows of the data are a zero, a one and a two"
     assert shown.rstrip().endswith("stopped")
+    manifests = (stranger.kept / "artifacts/digits").glob("*/artifact.json")
+    digests = [json.loads(manifest.read_text())["digest"] for manifest in manifests]
+    assert len(digests) == 3
+    assert len(set(digests)) == 1, "the shell, a job and Python made different models of one spec"
 
 
 def test_the_spec_of_the_readme_is_valid() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from ray import cloudpickle
 
 import own_models
+import stranger as strangers
 from local_ray import local_ray
+from stranger import Stranger
 
 
 @pytest.fixture(scope="module")
@@ -29,3 +31,17 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("TIDEGATE_LEDGER", str(folder))
     return folder
+
+
+@pytest.fixture
+def new_stranger() -> Iterator[Callable[[], Stranger]]:
+    """Makes as many strangers as a test needs."""
+    made: list[Stranger] = []
+
+    def make() -> Stranger:
+        made.append(strangers.new_stranger())
+        return made[-1]
+
+    yield make
+    for stranger in made:
+        strangers.leave(stranger)

@@ -172,10 +172,10 @@ def test_asks_and_losses_at_awkward_moments_change_nothing(ray_local: None, ledg
                 run.until_phase("training")
             time.sleep(luck.uniform(0, 2))
         final = run.final()
-    assert digest(final) == digest(fit(digits.spec(1), digits.prepared, "awkward-alone"))
     totals = totals_of("awkward")
     found = audit(ledger, digits.prepared, spec)
     assert losses_account_for(found.steps_twice - totals.steps_twice, totals.restarts)
+    assert digest(final) == digest(fit(digits.spec(1), digits.prepared, "awkward-alone"))
 
 
 def test_a_run_that_loses_a_worker_again_and_again_at_one_step_ends(ray_local: None, ledger: Path) -> None:
@@ -191,5 +191,6 @@ def test_a_run_that_loses_a_worker_again_and_again_at_one_step_ends(ray_local: N
     with pytest.raises(TrainingError, match=rf"lost {MAX_LOSSES + 1} times in a row.*worker 1") as caught:
         fit(digits.spec(2), digits.prepared, "hopeless", loop=loop)
     assert "Traceback" not in str(caught.value)
-    assert len(list(ledger.iterdir())) == 2 * (MAX_LOSSES + 1)
+    # One group more when the first was gone before its last step was counted: the second then got one step further.
+    assert len(list(ledger.iterdir())) in (2 * (MAX_LOSSES + 1), 2 * (MAX_LOSSES + 2))
     wait_until(lambda: ray.available_resources().get("CPU") == 8)
