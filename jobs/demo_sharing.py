@@ -191,7 +191,8 @@ class Shown:
                 self._told.add(event)
                 print(f"{self.clock()}  {event.who}: {event.what}", flush=True)
         now = self.report.timeline[-1]
-        line = f"{'T' * round(now.training)}{'S' * round(now.serving)}{'.' * round(now.changing + now.other + now.free)}"
+        rest = now.changing + now.other + now.free
+        line = f"{'T' * round(now.training)}{'S' * round(now.serving)}{'.' * round(rest)}"
         if line != self._line:
             self._line = line
             print(f"{self.clock()}  [{line}]  {now.training:g} training, {now.serving:g} serving", flush=True)

@@ -14,6 +14,7 @@ from typing import Any
 from ray import serve
 
 from live_runs import wait_until
+from tidegate import ray_internals
 
 APPLICATION, DEPLOYMENT = "slow", "Slow"
 ARBITER = b"ray::Arbiter"
@@ -47,6 +48,12 @@ def replicas() -> int:
     application = serve.status().applications.get(APPLICATION)
     states = application.deployments[DEPLOYMENT].replica_states if application and application.deployments else {}
     return int(states.get("RUNNING", 0))
+
+
+def wanted_replicas() -> int:
+    """How many its autoscaler wants."""
+    application = ray_internals.serve_details()["applications"].get(APPLICATION)
+    return int(application["deployments"][DEPLOYMENT]["target_num_replicas"]) if application else 0
 
 
 @contextmanager

@@ -18,16 +18,22 @@ def replica(state: str, node: str | None = None) -> dict[str, Any]:
     return {"state": state, "node_id": node}
 
 
-def details(target: int, *replicas: dict[str, Any], most: int | None = None) -> dict[str, Any]:
+def details(
+    target: int,
+    *replicas: dict[str, Any],
+    most: int | None = None,
+    app: str = "app",
+    config: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Serve's account of one application with one deployment."""
     scaling = {"max_replicas": most} if most else None
     model = {
         "target_num_replicas": target,
         "replicas": list(replicas),
         "required_resources": {"CPU": 1, "GPU": 0},
-        "deployment_config": {"autoscaling_config": scaling},
+        "deployment_config": {"autoscaling_config": scaling, "user_config": config},
     }
-    return {"applications": {"app": {"deployments": {"model": model}}}}
+    return {"applications": {app: {"deployments": {"model": model}}}}
 
 
 def claim(standing: Standing = "training", *nodes: str, given: int | None = 2, run: str = "digits-1") -> Claim:
@@ -58,6 +64,19 @@ def test_replicas_that_hold_a_place_are_told_from_those_that_wait() -> None:
     (found,) = deployments(serve, headroom=0)
     assert (found.name, found.running, found.pending) == ("app/model", ("a", "a"), 2)
     assert found.need == {"CPU": 1.0}
+
+
+def test_replicas_that_answer_their_last_requests_still_hold_their_places() -> None:
+    (found,) = deployments(details(1, replica("RUNNING", "a"), replica("STOPPING", "a"), replica("STOPPED", "a")), 0)
+    assert (found.running, found.leaving, found.pending) == (("a",), ("a",), 0)
+
+
+def test_an_endpoint_of_ours_says_what_it_wants_itself() -> None:
+    said = {"capacity": {"priority": 3, "headroom_replicas": 1}}
+    (ours,) = deployments(details(1, most=8, app="tidegate.digits", config=said), headroom=2)
+    (theirs,) = deployments(details(1, most=8, app="theirs", config=said), headroom=2)
+    assert (ours.priority, ours.headroom) == (3, 1)
+    assert (theirs.priority, theirs.headroom) == (0, 2)
 
 
 @pytest.mark.parametrize(("most", "headroom"), [(8, 2), (3, 1), (2, 0), (None, 0)])
