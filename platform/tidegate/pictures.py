@@ -97,7 +97,7 @@ def _row(figure: Any, count: int) -> list[Any]:
 
 
 def devices(timeline: Sequence[Sample], device: str, path: Path) -> None:
-    """Devices over time, one above the other: with serving, with training, on their way between, with others, and free."""
+    """Devices over time, one above the other: with serving, training, on their way, with others, free."""
     figure = _figure(8.0, 3.1)
     axes = figure.add_subplot()
     began = timeline[0].at if timeline else 0.0

@@ -28,6 +28,7 @@ class Private(NamedTuple):
 
 RESIZE = "changing the number of workers of a run"
 SOONER = "starting a run's workers without processes that it does not need"
+SERVE_ANSWERS_S = 20.0
 _POLICIES = "ray.train.v2._internal.execution.scaling_policy"
 NAMES = {
     "loopback": Private("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", "keeping a local cluster on loopback"),
@@ -111,8 +112,14 @@ def serve_is_running() -> bool:
 
 
 def serve_details() -> dict[str, Any]:
-    """Serve's whole state as its REST API shows it, without the dashboard: options, applications, replicas."""
-    return cast(dict[str, Any], _client().get_serve_details())
+    """Serve's whole state as its REST API shows it, without the dashboard: options, applications, replicas.
+
+    Raises GetTimeoutError when the controller does not answer.
+    """
+    import ray
+
+    controller = _client()._controller
+    return cast(dict[str, Any], ray.get(controller.get_serve_instance_details.remote(), timeout=SERVE_ANSWERS_S))
 
 
 def serve_apply(config: Any) -> None:

@@ -88,8 +88,6 @@ class Arbiter:
         snapshot = self._observer.look(rules)
         decision = decide(snapshot, rules)
         self._samples.append(sample(snapshot, time.time()))
-        if snapshot.can_grow:
-            self._ask_autoscaler(snapshot, decision)
         for run in snapshot.runs:
             self._tell(run, decision)
         self._note(decision)
@@ -100,6 +98,8 @@ class Arbiter:
             rules=rules.model_dump(),
             trouble=self._rules.trouble,
         )
+        if snapshot.can_grow:
+            self._ask_autoscaler(snapshot, decision)
 
     def _tell(self, run: Run, decision: Decision) -> None:
         """Tell a run its size. Hearing it again does nothing."""
@@ -144,7 +144,7 @@ def report() -> Report:
     while time.monotonic() < until:
         try:
             found: Report = ray.get(_arbiter().report.remote(), timeout=ANSWER_S)
-            if found.timeline:
+            if found.timeline or found.trouble:
                 return found
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
             reason = str(error)

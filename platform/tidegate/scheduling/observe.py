@@ -19,6 +19,7 @@ from tidegate.training.claim import Claim
 ANSWER_S = 2.0
 STUCK_S = 60.0
 """A run that has not changed its size for so long is not counted on: others give instead."""
+REMEMBERED_S = 15.0
 GONE = ("STOPPING", "STOPPED")
 
 
@@ -30,6 +31,7 @@ class Observer:
         self._since: dict[str, float] = {}
         self._calm_since = clock()
         self._before: Any = None
+        self._claims: dict[str, tuple[float, Claim]] = {}
 
     def look(self, rules: CapacityRules) -> Snapshot:
         """The cluster as it is now."""
@@ -50,8 +52,8 @@ class Observer:
         """From what was answered; apart from the cluster that answers."""
         found = deployments(details, rules.serving.headroom)
         deployed = tuple(self._dated(deployment) for deployment in found)
-        runs = tuple(self._run(claim, rules) for claim in claims.values() if claim is not None)
-        self._forget({each.name for each in deployed} | {each.name for each in runs})
+        runs = tuple(self._run(claim, rules) for claim in self._remembered(claims))
+        self._forget({each.name for each in deployed} | claims.keys() | {f"{name} waits" for name in claims})
         return Snapshot(nodes, deployed, runs, calm_s=self._calm(nodes, deployed), can_grow=can_grow)
 
     def _dated(self, deployment: Deployment) -> Deployment:
@@ -61,6 +63,7 @@ class Observer:
     def _run(self, claim: Claim, rules: CapacityRules) -> Run:
         wish, named = claim.wish, rules.priorities
         stuck = self._held(wish.run, claim.standing == "changing") > STUCK_S
+        waits_s = self._held(f"{wish.run} waits", claim.standing == "queued")
         return Run(
             wish.run,
             wish.need,
@@ -70,11 +73,19 @@ class Observer:
             phase=_phase(claim, stuck=stuck),
             given=claim.given or 0,
             priority=named.get(wish.run, named.get(wish.model, wish.priority)),
+            waits_s=waits_s,
             since=wish.since,
             changed_s=claim.changed_s,
             resize_s=claim.resize_s,
             feed_cpus=wish.feed_cpus,
         )
+
+    def _remembered(self, claims: Mapping[str, Claim | None]) -> list[Claim]:
+        """What each run says, and of one that does not answer in time what it said a moment ago."""
+        now = self._clock()
+        kept = {name: (at, claim) for name, (at, claim) in self._claims.items() if name in claims}
+        self._claims = kept | {name: (now, claim) for name, claim in claims.items() if claim is not None}
+        return [claim for at, claim in self._claims.values() if now - at < REMEMBERED_S]
 
     def _held(self, name: str, is_so: bool) -> float:
         """Seconds since something is so."""
@@ -87,8 +98,8 @@ class Observer:
         self._since = {name: since for name, since in self._since.items() if name in names}
 
     def _calm(self, nodes: tuple[Node, ...], deployments: tuple[Deployment, ...]) -> float:
-        now = {node.id for node in nodes if not node.leaves}, {each.name: each.running for each in deployments}
-        if now != self._before or any(each.pending for each in deployments):
+        now = {node.id for node in nodes if not node.leaves}, {d.name: (d.running, d.pending) for d in deployments}
+        if now != self._before:
             self._before, self._calm_since = now, self._clock()
         return self._clock() - self._calm_since
 
@@ -109,6 +120,7 @@ def deployments(details: Mapping[str, Any], headroom: int) -> list[Deployment]:
     for application, about in details.get("applications", {}).items():
         for name, deployment in about.get("deployments", {}).items():
             replicas = [r for r in deployment["replicas"] if r["state"] not in GONE]
+            has_failed = about["status"] == "DEPLOY_FAILED"
             running = _nodes_of(replicas)
             leaving = _nodes_of([r for r in deployment["replicas"] if r["state"] == "STOPPING"])
             target = int(deployment["target_num_replicas"])
@@ -122,12 +134,18 @@ def deployments(details: Mapping[str, Any], headroom: int) -> list[Deployment]:
                     {kind: float(amount) for kind, amount in deployment["required_resources"].items() if amount},
                     running,
                     leaving,
-                    pending=max(0, target - len(running)),
+                    pending=0 if has_failed else _pending(replicas, target),
                     headroom=max(0, min(wanted, int(scaling.get("max_replicas") or 0) - target)),
                     priority=asked.priority,
                 )
             )
     return found
+
+
+def _pending(replicas: Sequence[Mapping[str, Any]], target: int) -> int:
+    """Replicas that are wanted and hold nothing. Of a rolling update there are more than the target says."""
+    waiting = [r for r in replicas if not r.get("node_id") and r["state"] != "RECOVERING"]
+    return len(waiting) + max(0, target - len(replicas))
 
 
 def _nodes_of(replicas: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

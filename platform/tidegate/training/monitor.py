@@ -27,6 +27,8 @@ ORDERS: tuple[Order, ...] = ("none", "yield", "leave", "abort")
 Action = Literal["train", "pause", "stop"]
 HEARD_S = 10.0
 """A run that was given another size and can have it has begun to change by then."""
+GIVEN_BACK_S = 1.0
+"""About so long a group that is replaced still holds its devices: they are on their way, not to be asked for again."""
 RESIZE_S = 5.0
 """What a change of size is taken to cost before one was seen."""
 
@@ -64,11 +66,13 @@ class Monitor:
         self.group = 0
         self.events: list[tuple[str, float]] = []
         self._clock = clock
-        self._stage: Phase = "waiting"
+        self._stage: Phase = "preparing"
         self._resumes = False
         self._is_held = False
         self._given_at = self._changed_at = float("-inf")
         self._nodes: tuple[str, ...] = ()
+        self._leaving_nodes: tuple[str, ...] = ()
+        self._left_at = float("-inf")
         self._note_of_queue = ""
         self._order: Order = "none"
         self._ordered = asyncio.Event()
@@ -168,7 +172,8 @@ class Monitor:
         now, changes = self._clock(), self.totals.resizes + self.totals.restarts
         high = self.bounds[1] if self.wanted is None else self.wanted
         cost = self.totals.restarting_s / changes if changes else RESIZE_S
-        return Claim(self.wish, self._standing(), high, self.given, self._nodes, now - self._changed_at, cost)
+        nodes = self._leaving_nodes if not self._nodes and now - self._left_at < GIVEN_BACK_S else self._nodes
+        return Claim(self.wish, self._standing(), high, self.given, nodes, now - self._changed_at, cost)
 
     def _standing(self) -> Standing:
         if self.phase in ("preparing", "stopping", "finishing") or (self.action == "pause" and not self._is_held):
@@ -180,7 +185,9 @@ class Monitor:
 
     async def allot(self, workers: int, why: str) -> None:
         """So many workers at most from now on. 0: checkpoint, give everything back, and wait to be given some."""
-        if self._stage == "finishing" or self.action == "stop" or self.failure or workers == self.given:
+        trains = self.action == "train" and self._stage in ("starting", "training")
+        is_known = workers == self.given and (workers > 0 or not trains)
+        if self._stage == "finishing" or self.action == "stop" or self.failure or is_known:
             return
         self.given, self._given_at = workers, self._clock()
         if workers and self._is_held:
@@ -192,7 +199,7 @@ class Monitor:
         elif workers:
             self.asks += 1
             self._note("asked")
-        elif self.action == "train" and self._stage in ("starting", "training"):
+        elif trains:
             self.action, self._is_held, self._resumes = "pause", True, False
             self._lines.append(f"giving everything back at a checkpoint ({why})")
             self._give("leave")
@@ -205,12 +212,14 @@ class Monitor:
 
     async def view(self) -> View:
         wanted = self.bounds[1] if self.wanted is None else self.wanted
-        if self.given:
+        if self.given is not None:
             wanted = min(wanted, self.given)
         return View(wanted, self.asks, self.action != "train" or self.failure is not None, self.group, self._yielded)
 
     async def tell_nodes(self, nodes: tuple[str, ...]) -> None:
         """The node of each worker; none while a group is replaced."""
+        if self._nodes and not nodes:
+            self._leaving_nodes, self._left_at = self._nodes, self._clock()
         self._nodes = nodes
 
     async def order_yield(self, group: int, size: int, why: str) -> None:
@@ -316,8 +325,13 @@ class Monitor:
 
     # Told and asked by the driver.
 
-    async def tell_phase(self, phase: Phase) -> None:
-        """What the driver or the controller of the workers is at, where the workers do not say it themselves."""
+    async def tell_phase(self, phase: Phase, *, anew: bool = False) -> None:
+        """What the driver or the controller of the workers is at, where the workers do not say it themselves.
+
+        `anew`: nothing is left of an earlier group, and what the arbiter gave then is no longer so.
+        """
+        if anew:
+            self.given = None
         # All that is said here is said while there are no workers.
         self._stage, self._yielded, self._nodes = phase, False, ()
         self.progress = replace(self.progress, workers=0, rows_per_s=0.0)

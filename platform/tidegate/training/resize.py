@@ -113,7 +113,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
         def __init__(self) -> None:
             super().__init__(scaling_config)
             self._decider: Decider = Decider(bounds, Room(need, spare_cpus))
-            self._view = View(bounds[1], asks=0, ends=False, group=0, yielded=False)
+            self._view = View(bounds[0], asks=0, ends=False, group=0, yielded=False)
             self._question: Any = None
             self._waits = False
             self._nodes: list[str] = []

@@ -207,7 +207,7 @@ class _Attempts:
 
     def _wait_for_room(self) -> int:
         """How many workers fit now; 0 when the run was asked to end meanwhile."""
-        self._phase("waiting")
+        ray.get(self.job.monitor.tell_phase.remote("waiting", anew=True))
 
         def given_up() -> bool:
             action, failure = ray.get(self.job.monitor.state.remote())
