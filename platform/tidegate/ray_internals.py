@@ -250,6 +250,11 @@ def worker_nodes(group: Any) -> list[str]:
     return [str(worker.metadata.node_id) for worker in group.workers]
 
 
+def give_back(group: Any) -> None:
+    """Free what a group that Ray Train ran holds. Whoever of it still lives ends."""
+    group.placement_group_handle.shutdown()
+
+
 def free_by_node() -> Mapping[str, Mapping[str, float]]:
     """What is free on each living node. The sum as if it were one node, where this Ray does not tell."""
     import ray

@@ -116,6 +116,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
             self._view = View(bounds[1], asks=0, ends=False, group=0, yielded=False)
             self._question: Any = None
             self._waits = False
+            self._group: Any = None
 
         def _get_num_workers_for_resource_request(self) -> int:
             return int(min(self._view.wanted, bounds[1]))
@@ -131,6 +132,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
             _guarded(self._maybe_send_resource_request, None)
             self._tell(waits=not size)
             if not size:
+                _guarded(self._give_back, None)
                 # Ray's controller asks again at once.
                 time.sleep(0.5)
                 return names.noop()
@@ -148,8 +150,20 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
                 self._waits = waits
                 monitor.tell_phase.remote("waiting" if waits else "starting")
 
+        def _give_back(self) -> None:
+            """A run that waits holds nothing.
+
+            Ray keeps the devices of those that were left of a lost group until the next one starts. Worse, it gives the
+            old group the next free device in place of a lost one: the run would wait for what it holds itself.
+            """
+            group, self._group = self._group, None
+            if group is not None:
+                self._decider.room.held.clear()
+                ray_internals.give_back(group)
+
         def _resized(self, size: int) -> Any:
             # What the group before holds is given back before the next one starts.
+            self._group = None
             self._decider.room.held.clear()
             return self._get_resize_decision(size)
 
@@ -158,7 +172,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
             if not self._look(FRESH_S):
                 return 0
             nodes = ray_internals.worker_nodes(group)
-            self._decider.room.held = Counter(nodes)
+            self._group, self._decider.room.held = group, Counter(nodes)
             if self._view.ends:
                 return 0
             size: int = self._decider.replace(self._view)
