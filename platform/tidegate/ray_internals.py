@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -53,6 +54,10 @@ NAMES = {
         "get_or_create_autoscaling_coordinator",
         "asking the cluster's autoscaler for nodes",
     ),
+    "demand": Private(
+        "ray.autoscaler.v2.sdk", "get_cluster_resource_state", "telling replicas that start from those that wait"
+    ),
+    "gcs_client": Private("ray._private.worker", "global_worker", "telling replicas that start from those that wait"),
     "cluster_state": Private("ray._private.state", "state", "leaving nodes that are being drained"),
 }
 
@@ -262,6 +267,11 @@ def worker_nodes(group: Any) -> list[str]:
     return [str(worker.metadata.node_id) for worker in group.workers]
 
 
+def give_back(group: Any) -> None:
+    """Free what a group that Ray Train ran holds. Whoever of it still lives ends."""
+    group.placement_group_handle.shutdown()
+
+
 def free_by_node() -> Mapping[str, Mapping[str, float]]:
     """What is free on each living node. The sum as if it were one node, where this Ray does not tell."""
     import ray
@@ -271,6 +281,30 @@ def free_by_node() -> Mapping[str, Mapping[str, float]]:
     except MissingError as error:
         _warn_once(str(error))
         return {"": ray.available_resources()}
+
+
+Shape = frozenset[tuple[str, float]]
+"""What an actor or a task asks for, without zeros."""
+
+
+def shape(resources: Mapping[str, float]) -> Shape:
+    return frozenset((kind, float(amount)) for kind, amount in resources.items() if amount)
+
+
+def waiting_demand() -> Counter[Shape] | None:
+    """How many tasks and actors wait for a place, by what they ask for; None, where this Ray does not tell.
+
+    One that has its place and whose process starts is not counted, though nothing else tells yet that it has it.
+    """
+    try:
+        state = take("demand")(take("gcs_client").gcs_client)
+    except (MissingError, AttributeError) as error:
+        _warn_once(str(error))
+        return None
+    found: Counter[Shape] = Counter()
+    for asked in state.pending_resource_requests:
+        found[shape(asked.request.resources_bundle)] += asked.count
+    return found
 
 
 def can_grow() -> bool:

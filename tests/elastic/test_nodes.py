@@ -42,6 +42,27 @@ def cluster() -> Iterator[Cluster]:
             cluster.shutdown()
 
 
+def held(cpus: int) -> Any:
+    """An actor that holds so many CPUs."""
+    holder = ray.remote(num_cpus=cpus)(type("Holder", (), {"there": lambda self: True})).remote()
+    ray.get(holder.there.remote())
+    return holder
+
+
+def test_a_run_that_lost_its_node_holds_nothing_while_it_waits(cluster: Cluster) -> None:
+    spec = on_disk(spec_of(DIGITS, (1, 2), epochs=100_000, checkpoint={"every_s": 0.5}))
+    prepared = prepare(spec, ignore)
+    holder = held(2)
+    second = cluster.add_node(num_cpus=2, node_ip_address="127.0.0.2")
+    with InThread(spec, prepared, "homeless") as run:
+        run.until_size(2)
+        cluster.remove_node(second, allow_graceful=False)
+        run.until_phase("waiting")
+        # Ray would give the lost group what frees now, and the run would wait for ever for what it holds.
+        ray.kill(holder)
+        run.until_size(2)
+
+
 def drain(node: Any) -> None:
     """As a cloud's notice that a machine will be taken."""
     client = ray._private.worker.global_worker.gcs_client

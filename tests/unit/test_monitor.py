@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tidegate.errors import ConflictError, SpecError, TrainingError
 from tidegate.training.claim import Wish
-from tidegate.training.monitor import HEARD_S, MAX_LOSSES, RESIZE_S, Monitor, Order
+from tidegate.training.monitor import GIVEN_BACK_S, HEARD_S, MAX_LOSSES, RESIZE_S, Monitor, Order
 from tidegate.training.progress import STATUS, Last, News, Phase, Progress, Totals
 
 WHO = "by a test"
@@ -596,8 +596,54 @@ async def standing(monitor: Monitor) -> str:
 
 
 @story
+async def test_a_run_that_lost_its_workers_and_is_given_none_starts_none() -> None:
+    monitor = monitor_of()
+    await monitor.allot(3, "starts")
+    await monitor.tell_phase("starting")
+    await monitor.tell_started(0, 3, 0)
+    await monitor.tell_loss("a node")
+    await monitor.tell_phase("waiting")
+    await monitor.allot(0, "waits")
+    assert (await monitor.view()).wanted == 0
+    await monitor.allot(2, "starts")
+    assert (await monitor.view()).wanted == 2
+
+
+@story
+async def test_a_run_that_trains_though_it_was_given_nothing_gives_it_back() -> None:
+    monitor = monitor_of()
+    await monitor.allot(0, "waits")
+    await monitor.tell_phase("starting")
+    await monitor.tell_started(0, 3, 0)
+    await monitor.allot(0, "waits")
+    assert (await monitor.state())[0] == "pause"
+    assert await monitor.await_order(1) == "leave"
+
+
+@story
+async def test_what_was_given_does_not_outlast_a_pause() -> None:
+    monitor = monitor_of()
+    await monitor.allot(3, "starts")
+    await monitor.tell_phase("waiting", anew=True)
+    assert await monitor.allotment() is None
+
+
+@story
+async def test_a_group_that_is_replaced_holds_its_devices_a_moment_longer() -> None:
+    clock = Clock()
+    monitor = monitor_of(clock=clock)
+    await monitor.tell_nodes(("a", "b"))
+    await monitor.tell_nodes(())
+    assert (await monitor.claim()).nodes == ("a", "b")
+    clock.now += GIVEN_BACK_S
+    assert (await monitor.claim()).nodes == ()
+
+
+@story
 async def test_the_arbiter_gives_a_run_that_waits_its_size() -> None:
     monitor = monitor_of()
+    assert await standing(monitor) == "away"
+    await monitor.tell_phase("waiting", anew=True)
     assert await standing(monitor) == "queued"
     assert await monitor.allotment() is None
     await monitor.allot(3, "starts")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
+from tidegate.ray_internals import shape
 from tidegate.scheduling.observe import STUCK_S, Observer, deployments
 from tidegate.scheduling.snapshot import Node, Snapshot
 from tidegate.spec.capacity import CapacityRules
@@ -24,6 +26,7 @@ def details(
     most: int | None = None,
     app: str = "app",
     config: dict[str, Any] | None = None,
+    status: str = "RUNNING",
 ) -> dict[str, Any]:
     """Serve's account of one application with one deployment."""
     scaling = {"max_replicas": most} if most else None
@@ -33,7 +36,7 @@ def details(
         "required_resources": {"CPU": 1, "GPU": 0},
         "deployment_config": {"autoscaling_config": scaling, "user_config": config},
     }
-    return {"applications": {app: {"deployments": {"model": model}}}}
+    return {"applications": {app: {"status": status, "deployments": {"model": model}}}}
 
 
 def claim(standing: Standing = "training", *nodes: str, given: int | None = 2, run: str = "digits-1") -> Claim:
@@ -64,6 +67,28 @@ def test_replicas_that_hold_a_place_are_told_from_those_that_wait() -> None:
     (found,) = deployments(serve, headroom=0)
     assert (found.name, found.running, found.pending) == ("app/model", ("a", "a"), 2)
     assert found.need == {"CPU": 1.0}
+
+
+def test_replicas_that_have_their_place_and_start_do_not_wait() -> None:
+    serve = details(3, replica("RUNNING", "a"), replica("STARTING"), replica("STARTING"))
+    for waiting, pending in ((None, 2), (Counter(), 0), (Counter({shape({"CPU": 1.0}): 1}), 1)):
+        (found,) = deployments(serve, 0, waiting)
+        assert found.pending == pending
+
+
+def test_replicas_of_a_rolling_update_wait_though_there_are_enough() -> None:
+    (found,) = deployments(details(2, replica("RUNNING", "a"), replica("RUNNING", "a"), replica("STARTING")), 0)
+    assert found.pending == 1
+
+
+def test_replicas_that_a_restarted_controller_finds_again_do_not_wait() -> None:
+    (found,) = deployments(details(2, replica("RECOVERING"), replica("RECOVERING")), 0)
+    assert found.pending == 0
+
+
+def test_nothing_is_kept_for_a_deployment_that_has_failed() -> None:
+    (found,) = deployments(details(2, status="DEPLOY_FAILED"), 0)
+    assert found.pending == 0
 
 
 def test_replicas_that_answer_their_last_requests_still_hold_their_places() -> None:
@@ -123,7 +148,7 @@ def test_priorities_are_the_rules_the_runs_the_models_and_then_the_specs() -> No
     assert priority(digits=5, digits_1=7) == 7
 
 
-def test_calm_begins_when_serving_has_what_it_wants_and_nothing_moves() -> None:
+def test_calm_begins_when_nothing_moves_also_beside_a_replica_that_nobody_can_place() -> None:
     watched = Watched()
     running = replica("RUNNING", "a")
 
@@ -134,7 +159,7 @@ def test_calm_begins_when_serving_has_what_it_wants_and_nothing_moves() -> None:
     assert calm(0, details(1, running)) == 0
     assert calm(5, details(1, running)) == 5
     assert calm(1, details(2, running)) == 0
-    assert calm(9, details(2, running)) == 0
+    assert calm(9, details(2, running)) == 9
     assert calm(1, details(2, running, running)) == 0
     assert calm(3, details(2, running, running)) == 3
     assert calm(1, details(1, running)) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,7 +39,8 @@ class Observer:
         # Runs first: what is free changes later than what they say, so that nothing is counted twice.
         claims = control.claims(ANSWER_S)
         details = ray_internals.serve_details() if ray_internals.serve_is_running() else {}
-        return self.snapshot(nodes(), details, claims, rules, can_grow=ray_internals.can_grow())
+        waiting = ray_internals.waiting_demand()
+        return self.snapshot(nodes(), details, claims, rules, waiting, can_grow=ray_internals.can_grow())
 
     def snapshot(
         self,
@@ -46,11 +48,12 @@ class Observer:
         details: Mapping[str, Any],
         claims: Mapping[str, Claim | None],
         rules: CapacityRules,
+        waiting: Counter[ray_internals.Shape] | None = None,
         *,
         can_grow: bool,
     ) -> Snapshot:
         """From what was answered; apart from the cluster that answers."""
-        found = deployments(details, rules.serving.headroom)
+        found = deployments(details, rules.serving.headroom, waiting)
         deployed = tuple(self._dated(deployment) for deployment in found)
         runs = tuple(self._run(claim, rules) for claim in self._remembered(claims))
         self._forget({each.name for each in deployed} | claims.keys() | {f"{name} waits" for name in claims})
@@ -114,12 +117,19 @@ def nodes() -> tuple[Node, ...]:
     )
 
 
-def deployments(details: Mapping[str, Any], headroom: int) -> list[Deployment]:
-    """All deployments of all applications, from Serve's own account."""
-    found = []
+def deployments(
+    details: Mapping[str, Any], headroom: int, waiting: Counter[ray_internals.Shape] | None = None
+) -> list[Deployment]:
+    """All deployments of all applications, from Serve's own account.
+
+    Serve knows a replica's node only some seconds after Ray has given it its place. `waiting`, what Ray has given no
+    place yet, tells those from the ones that wait; without it they all count as waiting.
+    """
+    found, unplaced = [], None if waiting is None else waiting.copy()
     for application, about in details.get("applications", {}).items():
         for name, deployment in about.get("deployments", {}).items():
             replicas = [r for r in deployment["replicas"] if r["state"] not in GONE]
+            need = {kind: float(amount) for kind, amount in deployment["required_resources"].items() if amount}
             has_failed = about["status"] == "DEPLOY_FAILED"
             running = _nodes_of(replicas)
             leaving = _nodes_of([r for r in deployment["replicas"] if r["state"] == "STOPPING"])
@@ -131,10 +141,10 @@ def deployments(details: Mapping[str, Any], headroom: int) -> list[Deployment]:
             found.append(
                 Deployment(
                     f"{application}/{name}",
-                    {kind: float(amount) for kind, amount in deployment["required_resources"].items() if amount},
+                    need,
                     running,
                     leaving,
-                    pending=0 if has_failed else _pending(replicas, target),
+                    pending=0 if has_failed else _pending(replicas, target, need, unplaced),
                     headroom=max(0, min(wanted, int(scaling.get("max_replicas") or 0) - target)),
                     priority=asked.priority,
                 )
@@ -142,10 +152,19 @@ def deployments(details: Mapping[str, Any], headroom: int) -> list[Deployment]:
     return found
 
 
-def _pending(replicas: Sequence[Mapping[str, Any]], target: int) -> int:
+def _pending(
+    replicas: Sequence[Mapping[str, Any]],
+    target: int,
+    need: Mapping[str, float],
+    unplaced: Counter[ray_internals.Shape] | None,
+) -> int:
     """Replicas that are wanted and hold nothing. Of a rolling update there are more than the target says."""
-    waiting = [r for r in replicas if not r.get("node_id") and r["state"] != "RECOVERING"]
-    return len(waiting) + max(0, target - len(replicas))
+    waiting = len([r for r in replicas if not r.get("node_id") and r["state"] != "RECOVERING"])
+    if unplaced is not None:
+        asked = ray_internals.shape(need)
+        waiting = min(waiting, unplaced[asked])
+        unplaced[asked] -= waiting
+    return waiting + max(0, target - len(replicas))
 
 
 def _nodes_of(replicas: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -117,6 +117,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
             self._question: Any = None
             self._waits = False
             self._nodes: list[str] = []
+            self._group: Any = None
 
         def _get_num_workers_for_resource_request(self) -> int:
             return int(min(self._view.wanted, bounds[1]))
@@ -132,6 +133,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
             _guarded(self._maybe_send_resource_request, None)
             self._tell(waits=not size)
             if not size:
+                _guarded(self._give_back, None)
                 # Ray's controller asks again at once.
                 time.sleep(0.5)
                 return names.noop()
@@ -154,8 +156,21 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
                 self._waits = waits
                 monitor.tell_phase.remote("waiting" if waits else "starting")
 
+        def _give_back(self) -> None:
+            """A run that waits holds nothing.
+
+            Ray keeps the devices of those that were left of a lost group until the next one starts. Worse, it gives the
+            old group the next free device in place of a lost one: the run would wait for what it holds itself.
+            """
+            group, self._group = self._group, None
+            if group is not None:
+                self._decider.room.held.clear()
+                self._tell_nodes([])
+                ray_internals.give_back(group)
+
         def _resized(self, size: int) -> Any:
             # What the group before holds is given back before the next one starts.
+            self._group = None
             self._decider.room.held.clear()
             self._tell_nodes([])
             return self._get_resize_decision(size)
@@ -165,7 +180,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
             if not self._look(FRESH_S):
                 return 0
             nodes = ray_internals.worker_nodes(group)
-            self._decider.room.held = Counter(nodes)
+            self._group, self._decider.room.held = group, Counter(nodes)
             self._tell_nodes(nodes)
             if self._view.ends:
                 return 0
