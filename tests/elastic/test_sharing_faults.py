@@ -30,7 +30,12 @@ from tidegate.training import control
 from tidegate.training.checkpoint import Checkpoint
 
 # Ray warns about its own settings when it copies them.
-pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    # Sockets of Ray that it leaves to the garbage collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 EPOCHS = 100
 
 
