@@ -142,6 +142,8 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
             size = _guarded(lambda: self._running(worker_group_state), 0)
             if self._view.yielded and self._view.ends:
                 # Asked to end while it waited at its checkpoint: a new group would only begin and leave again.
+                # Ray looks after the devices of a controller that is gone, but only with a dashboard.
+                _guarded(lambda: ray_internals.give_back(worker_group_state), None)
                 ray.actor.exit_actor()
             return self._resized(size) if size else names.noop()
 
