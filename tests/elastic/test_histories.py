@@ -172,6 +172,7 @@ def test_asks_and_losses_at_awkward_moments_change_nothing(ray_local: None, ledg
                 run.until_phase("training")
             time.sleep(luck.uniform(0, 2))
         final = run.final()
+    wait_until(lambda: ray.available_resources().get("CPU") == 8)
     totals = totals_of("awkward")
     found = audit(ledger, digits.prepared, spec)
     assert losses_account_for(found.steps_twice - totals.steps_twice, totals.restarts)

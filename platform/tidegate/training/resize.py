@@ -143,6 +143,8 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
             size = _guarded(lambda: self._running(worker_group_state), 0)
             if self._view.yielded and self._view.ends:
                 # Asked to end while it waited at its checkpoint: a new group would only begin and leave again.
+                # Ray looks after the devices of a controller that is gone, but only with a dashboard.
+                _guarded(self._give_back, None)
                 ray.actor.exit_actor()
             return self._resized(size) if size else names.noop()
 
@@ -157,7 +159,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
                 monitor.tell_phase.remote("waiting" if waits else "starting")
 
         def _give_back(self) -> None:
-            """A run that waits holds nothing.
+            """A run that waits or leaves holds nothing.
 
             Ray keeps the devices of those that were left of a lost group until the next one starts. Worse, it gives the
             old group the next free device in place of a lost one: the run would wait for what it holds itself.
