@@ -88,7 +88,11 @@ def sharing(prepared: Prepared, name: str, gate: Path, **train: Any) -> Iterator
     """A run on all that an application of up to three replicas leaves over, and the application's handle."""
     with slow_application() as handle, InThread(digits((1, 3), **train), prepared, name, loop=paced(gate)) as run:
         run.until_size(3)
-        yield run, handle
+        try:
+            yield run, handle
+        except AssertionError:
+            print(arbiter.report().explain(), control.claims(5), control.status(name), sep="\n")
+            raise
 
 
 def through(run: InThread, handle: Any, fault: Callable[[], None]) -> None:

@@ -25,6 +25,8 @@ class Replicas(Part):
         if self.max < self.min:
             sentence = f"max is {self.max} but min is {self.min}; make max at least min"
             raise BrokenRules([("max", sentence), ("min", sentence)])
+        if self.gpu > 1 and self.gpu % 1:
+            raise BrokenRules([("gpu", f"{self.gpu:g} GPUs cannot be held; write a whole number, or less than 1")])
         return self
 
 
