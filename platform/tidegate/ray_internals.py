@@ -307,13 +307,13 @@ def waiting_demand() -> Counter[Shape] | None:
     return found
 
 
-def can_grow() -> bool:
-    """Whether an autoscaler may add nodes; False, where this Ray does not tell."""
+def grows_to() -> dict[str, float]:
+    """What an autoscaler may let the cluster have in all; nothing without one, or where this Ray does not tell."""
     try:
-        return bool(take("cluster_state").get_max_resources_from_cluster_config())
+        return dict(take("cluster_state").get_max_resources_from_cluster_config() or {})
     except (MissingError, AttributeError) as error:
         _warn_once(str(error))
-        return False
+        return {}
 
 
 def ask_autoscaler(requester: str, bundles: list[dict[str, float]], expire_after_s: float) -> None:

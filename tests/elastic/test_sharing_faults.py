@@ -20,7 +20,7 @@ from histories import losses_account_for, totals_of
 from live_runs import DIGITS, Driver, InThread, digest, fit, ignore, on_disk, paced, spec_of, wait_until, workers_of
 from local_ray import own_surroundings, quiet
 from tide import ARBITER, load, process_of, replicas, slow_application
-from tidegate import settings
+from tidegate import ray_internals, settings
 from tidegate.cluster import NAMESPACE
 from tidegate.data.prepare import prepare
 from tidegate.data.prepared import Prepared
@@ -88,11 +88,21 @@ def sharing(prepared: Prepared, name: str, gate: Path, **train: Any) -> Iterator
     """A run on all that an application of up to three replicas leaves over, and the application's handle."""
     with slow_application() as handle, InThread(digits((1, 3), **train), prepared, name, loop=paced(gate)) as run:
         run.until_size(3)
-        try:
+        with told_when_it_fails():
             yield run, handle
-        except AssertionError:
-            print(arbiter.report().explain(), control.claims(5), control.status(name), sep="\n")
-            raise
+
+
+@contextmanager
+def told_when_it_fails() -> Iterator[None]:
+    """How things stood where a test was waiting in vain."""
+    try:
+        yield
+    except AssertionError:
+        print(arbiter.report().explain())
+        for run, claim in control.claims(5).items():
+            print(run, claim, control.status(run), sep="\n")
+        print(ray_internals.serve_details())
+        raise
 
 
 def through(run: InThread, handle: Any, fault: Callable[[], None]) -> None:
@@ -184,7 +194,7 @@ def test_a_run_that_does_not_yield_is_not_waited_for(prepared: Prepared, gate: P
         for worker in stopped:
             os.kill(worker, signal.SIGSTOP)
         try:
-            with load(handle, clients=4):
+            with load(handle, clients=4), told_when_it_fails():
                 wait_until(lambda: replicas() == 2)
         finally:
             for worker in stopped:
@@ -200,9 +210,9 @@ def test_a_node_is_lost_while_a_run_gives(
         # Its first replica is elsewhere: what the node holds is the run's.
         extra = nodes.add_node(num_cpus=1, node_ip_address="127.0.0.4")
         wait_until(lambda: ray.cluster_resources()["CPU"] == 5)
-        with InThread(digits((1, 4)), prepared, "node-lost", loop=paced(gate)) as run:
+        with InThread(digits((1, 4)), prepared, "node-lost", loop=paced(gate, 0.1)) as run:
             run.until_size(4)
-            with load(handle, clients=6):
+            with load(handle, clients=6), told_when_it_fails():
                 run.until_phase("yielding")
                 nodes.remove_node(extra, allow_graceful=False)
                 run.until(lambda: replicas() == 3)
