@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from tidegate.ray_internals import shape
 from tidegate.scheduling.observe import STUCK_S, Observer, deployments
-from tidegate.scheduling.snapshot import Node, Snapshot
+from tidegate.scheduling.snapshot import Node, Resources, Snapshot
 from tidegate.spec.capacity import CapacityRules
 from tidegate.training.claim import Claim, Standing, Wish
 
 NODES = (Node("a", {"CPU": 4.0}, {"CPU": 2.0}),)
 
 
-def replica(state: str, node: str | None = None) -> dict[str, Any]:
-    return {"state": state, "node_id": node}
+def replica(state: str, node: str | None = None, name: str = "r") -> dict[str, Any]:
+    return {"state": state, "node_id": node, "replica_id": name}
 
 
 def details(
@@ -69,11 +68,17 @@ def test_replicas_that_hold_a_place_are_told_from_those_that_wait() -> None:
     assert found.need == {"CPU": 1.0}
 
 
-def test_replicas_that_have_their_place_and_start_do_not_wait() -> None:
-    serve = details(3, replica("RUNNING", "a"), replica("STARTING"), replica("STARTING"))
-    for waiting, pending in ((None, 2), (Counter(), 0), (Counter({shape({"CPU": 1.0}): 1}), 1)):
-        (found,) = deployments(serve, 0, waiting)
-        assert found.pending == pending
+def test_whether_replicas_without_a_node_wait_is_asked_once_for_all() -> None:
+    asked = []
+
+    def count(names: Sequence[str], need: Resources) -> int:
+        asked.append((list(names), dict(need)))
+        return 1
+
+    serve = details(4, replica("RUNNING", "a"), replica("STARTING", name="b"), replica("STARTING", name="c"))
+    (found,) = deployments(serve, 0, count)
+    assert asked == [(["b", "c"], {"CPU": 1.0})]
+    assert found.pending == 1 + 1
 
 
 def test_replicas_of_a_rolling_update_wait_though_there_are_enough() -> None:

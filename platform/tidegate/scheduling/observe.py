@@ -10,7 +10,8 @@ from typing import Any
 import ray
 
 from tidegate import ray_internals
-from tidegate.scheduling.snapshot import Deployment, Node, Run, RunPhase, Snapshot
+from tidegate.scheduling.snapshot import Deployment, Node, Resources, Run, RunPhase, Snapshot
+from tidegate.scheduling.waiting import Waiting
 from tidegate.serving.applications import is_ours
 from tidegate.spec.capacity import CapacityRules
 from tidegate.spec.endpoint import Capacity
@@ -22,6 +23,7 @@ STUCK_S = 60.0
 """A run that has not changed its size for so long is not counted on: others give instead."""
 REMEMBERED_S = 15.0
 GONE = ("STOPPING", "STOPPED")
+Count = Callable[[Sequence[str], Resources], int]
 
 
 class Observer:
@@ -29,6 +31,7 @@ class Observer:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._waiting = Waiting(clock)
         self._since: dict[str, float] = {}
         self._calm_since = clock()
         self._before: Any = None
@@ -53,7 +56,8 @@ class Observer:
         can_grow: bool,
     ) -> Snapshot:
         """From what was answered; apart from the cluster that answers."""
-        found = deployments(details, rules.serving.headroom, waiting)
+        self._waiting.look(waiting, nodes)
+        found = deployments(details, rules.serving.headroom, self._waiting.count)
         deployed = tuple(self._dated(deployment) for deployment in found)
         runs = tuple(self._run(claim, rules) for claim in self._remembered(claims))
         self._forget({each.name for each in deployed} | claims.keys() | {f"{name} waits" for name in claims})
@@ -118,14 +122,13 @@ def nodes() -> tuple[Node, ...]:
 
 
 def deployments(
-    details: Mapping[str, Any], headroom: int, waiting: Counter[ray_internals.Shape] | None = None
+    details: Mapping[str, Any], headroom: int, count: Count = lambda names, _: len(names)
 ) -> list[Deployment]:
     """All deployments of all applications, from Serve's own account.
 
-    Serve knows a replica's node only some seconds after Ray has given it its place. `waiting`, what Ray has given no
-    place yet, tells those from the ones that wait; without it they all count as waiting.
+    `count` tells how many of the replicas of which Serve knows no node hold nothing: all, without it.
     """
-    found, unplaced = [], None if waiting is None else waiting.copy()
+    found = []
     for application, about in details.get("applications", {}).items():
         for name, deployment in about.get("deployments", {}).items():
             replicas = [r for r in deployment["replicas"] if r["state"] not in GONE]
@@ -144,7 +147,7 @@ def deployments(
                     need,
                     running,
                     leaving,
-                    pending=0 if has_failed else _pending(replicas, target, need, unplaced),
+                    pending=0 if has_failed else _pending(replicas, target, need, count),
                     headroom=max(0, min(wanted, int(scaling.get("max_replicas") or 0) - target)),
                     priority=asked.priority,
                 )
@@ -152,19 +155,10 @@ def deployments(
     return found
 
 
-def _pending(
-    replicas: Sequence[Mapping[str, Any]],
-    target: int,
-    need: Mapping[str, float],
-    unplaced: Counter[ray_internals.Shape] | None,
-) -> int:
+def _pending(replicas: Sequence[Mapping[str, Any]], target: int, need: Resources, count: Count) -> int:
     """Replicas that are wanted and hold nothing. Of a rolling update there are more than the target says."""
-    waiting = len([r for r in replicas if not r.get("node_id") and r["state"] != "RECOVERING"])
-    if unplaced is not None:
-        asked = ray_internals.shape(need)
-        waiting = min(waiting, unplaced[asked])
-        unplaced[asked] -= waiting
-    return waiting + max(0, target - len(replicas))
+    nowhere = [r["replica_id"] for r in replicas if not r.get("node_id") and r["state"] != "RECOVERING"]
+    return count(nowhere, need) + max(0, target - len(replicas))
 
 
 def _nodes_of(replicas: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
