@@ -36,7 +36,7 @@ from audit_ledger import audit
 from histories import totals_of
 from live_runs import DIGITS, InThread, digest, fit, ignore, on_disk, paced, spec_of, workers_of
 from local_ray import own_surroundings, quiet
-from tide import ARBITER, process_of, replicas, slow_application, wanted_replicas
+from tide import ARBITER, own_handle, process_of, replicas, slow_application, wanted_replicas
 from tidegate import ray_internals, settings
 from tidegate.cluster import NAMESPACE
 from tidegate.data.prepare import prepare
@@ -92,6 +92,8 @@ def cluster() -> Iterator[tuple[Cluster, Path]]:
             yield nodes, folder
         finally:
             del os.environ["TIDEGATE_LEDGER"]
+            # Threads of Serve's handles outlive it and complain.
+            logging.disable(logging.ERROR)
             serve.shutdown()
             ray.shutdown()
             nodes.shutdown()
@@ -122,11 +124,11 @@ class Soak:
         for file in (self.folder / "ledger").iterdir():
             file.unlink()
         with (
-            slow_application(MOST_REPLICAS) as handle,
+            slow_application(MOST_REPLICAS),
             InThread(specs["first"], prepared, "first", loop=paced(gate)) as first,
             InThread(specs["second"], prepared, "second", loop=paced(gate)) as second,
         ):
-            threads = [threading.Thread(target=self.ask, args=(handle, number)) for number in range(12)]
+            threads = [threading.Thread(target=self.ask, args=(number,)) for number in range(12)]
             threads += [threading.Thread(target=self.look)]
             for thread in threads:
                 thread.start()
@@ -192,8 +194,9 @@ class Soak:
     def another_node(self) -> Any:
         return self.nodes.add_node(num_cpus=1, node_ip_address=f"127.0.0.{next(self.addresses)}")
 
-    def ask(self, handle: Any, number: int) -> None:
+    def ask(self, number: int) -> None:
         """One client, which asks while its number is among those that are wanted."""
+        handle = own_handle()
         while not self.over.is_set():
             if number >= self.clients:
                 time.sleep(0.1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from live_runs import wait_until
 from tidegate import ray_internals
@@ -21,8 +22,8 @@ ARBITER = b"ray::Arbiter"
 
 
 @contextmanager
-def slow_application(most: int = 3) -> Iterator[Any]:
-    """An application of one to `most` replicas of a CPU each, that Tidegate did not deploy; its handle."""
+def slow_application(most: int = 3) -> Iterator[None]:
+    """An application of one to `most` replicas of a CPU each, that Tidegate did not deploy."""
 
     class Slow:
         def __call__(self, seconds: float) -> int:
@@ -35,9 +36,9 @@ def slow_application(most: int = 3) -> Iterator[Any]:
         # Ray calls `metrics_interval_s` deprecated; what replaces it is of the whole cluster.
         warnings.simplefilter("ignore", DeprecationWarning)
         deployment = serve.deployment(Slow, ray_actor_options={"num_cpus": 1}, autoscaling_config=scaling | soon)
-        handle = serve.run(deployment.bind(), name=APPLICATION, route_prefix=f"/{APPLICATION}")
+        serve.run(deployment.bind(), name=APPLICATION, route_prefix=f"/{APPLICATION}")
     try:
-        yield handle
+        yield
     finally:
         serve.delete(APPLICATION)
         wait_until(lambda: not replicas())
@@ -56,13 +57,19 @@ def wanted_replicas() -> int:
     return int(application["deployments"][DEPLOYMENT]["target_num_replicas"]) if application else 0
 
 
+def own_handle() -> Any:
+    """A handle that tells Serve of its requests by itself: now and then one falls silent for good (Ray 2.60)."""
+    return DeploymentHandle(DEPLOYMENT, APPLICATION)
+
+
 @contextmanager
-def load(handle: Any, clients: int) -> Iterator[list[int]]:
+def load(clients: int) -> Iterator[list[int]]:
     """So many clients that ask one after the other; the process ids that answered. A request that fails raises."""
     answered: list[int] = []
     going = [True]
 
     def ask() -> None:
+        handle = own_handle()
         while going[0]:
             answered.append(handle.remote(0.2).result(timeout_s=60))
 

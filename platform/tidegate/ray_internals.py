@@ -307,13 +307,14 @@ def waiting_demand() -> Counter[Shape] | None:
     return found
 
 
-def grows_to() -> dict[str, float]:
-    """What an autoscaler may let the cluster have in all; nothing without one, or where this Ray does not tell."""
+def can_grow() -> bool:
+    """Whether an autoscaler may add nodes: those it manages bear the name of their type, the head too."""
     try:
-        return dict(take("cluster_state").get_max_resources_from_cluster_config() or {})
+        state = take("demand")(take("gcs_client").gcs_client)
+        return any(node.ray_node_type_name for node in state.node_states)
     except (MissingError, AttributeError) as error:
         _warn_once(str(error))
-        return {}
+        return False
 
 
 def ask_autoscaler(requester: str, bundles: list[dict[str, float]], expire_after_s: float) -> None:

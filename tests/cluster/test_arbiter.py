@@ -60,9 +60,9 @@ def alone(prepared: Prepared) -> Checkpoint:
 
 
 @pytest.fixture
-def slow(ray_shared: None) -> Iterator[Any]:
-    with slow_application() as handle:
-        yield handle
+def slow(ray_shared: None) -> Iterator[None]:
+    with slow_application():
+        yield
 
 
 @pytest.fixture
@@ -74,11 +74,11 @@ def gate(tmp_path: Path) -> Path:
 
 
 def test_a_spike_takes_devices_from_a_run_and_gives_them_back(
-    alone: Checkpoint, prepared: Prepared, slow: Any, gate: Path
+    alone: Checkpoint, prepared: Prepared, slow: None, gate: Path
 ) -> None:
     with InThread(digits((1, 4)), prepared, "tide", loop=paced(gate)) as run:
         run.until_size(4)
-        with load(slow, clients=6) as answered:
+        with load(clients=6) as answered:
             run.until(lambda: replicas() == 3)
             run.until_size(2)
             run.until(lambda: len(set(answered)) == 3)

@@ -24,7 +24,6 @@ from tide import load, replicas, slow_application
 from tidegate import settings
 from tidegate.cluster import NAMESPACE
 from tidegate.data.prepare import prepare
-from tidegate.errors import ClusterError
 from tidegate.scheduling import arbiter
 
 pytestmark = [
@@ -34,6 +33,7 @@ pytestmark = [
 ]
 HEAD_CPUS, NODES = 2, 2
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+HEAD_TYPE = "ray.head.default"
 """What Ray's provider of such nodes calls the head."""
 NO_COMMANDS = [
     "initialization_commands",
@@ -73,7 +73,7 @@ def autoscaled(folder: Path) -> Iterator[str]:
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
-        "RAY_NODE_TYPE_NAME": "head",
+        "RAY_NODE_TYPE_NAME": HEAD_TYPE,
     }
     host, port = address.split(":")
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--node-ip-address={host}"]
@@ -99,7 +99,7 @@ def autoscaler(address: str) -> dict[str, object]:
         "launch_multiple": True,
     }
     types = {
-        "head": {"resources": {"CPU": HEAD_CPUS}, "node_config": {}, "max_workers": 0},
+        HEAD_TYPE: {"resources": {"CPU": HEAD_CPUS}, "node_config": {}, "max_workers": 0},
         "small": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": NODES},
     }
     return {
@@ -107,7 +107,7 @@ def autoscaler(address: str) -> dict[str, object]:
         "max_workers": NODES,
         "provider": provider,
         "available_node_types": types,
-        "head_node_type": "head",
+        "head_node_type": HEAD_TYPE,
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": 0.2,
         "auth": {},
@@ -131,27 +131,18 @@ def test_a_run_that_fits_nowhere_gets_nodes_and_they_go_when_it_has_ended(growin
     prepared = prepare(spec, ignore)
     wait_until(lambda: cpus() == HEAD_CPUS)
     with InThread(spec, prepared, "wide") as run:
-        run.until_size(3)
         run.final()
+    assert cpus() > HEAD_CPUS
     wait_until(lambda: cpus() == HEAD_CPUS)
-
-
-def test_a_run_that_no_cluster_of_these_nodes_could_hold_is_refused(growing: None) -> None:
-    spec = on_disk(spec_of(DIGITS, (HEAD_CPUS + NODES + 1,) * 2, epochs=5, shards=HEAD_CPUS + NODES + 1))
-    with (
-        pytest.raises(ClusterError, match="the cluster has 2 CPUs in all, and can grow to 4 CPUs"),
-        InThread(spec, prepare(spec, ignore), "too-wide") as run,
-    ):
-        run.final()
 
 
 def test_serving_waits_for_a_node_before_it_takes_from_training_where_the_rule_says_so(growing: None) -> None:
     rules("grow")
     spec = on_disk(spec_of(DIGITS, (1, 1), epochs=100_000))
     prepared = prepare(spec, ignore)
-    with slow_application(most=2) as handle, InThread(spec, prepared, "undisturbed") as run:
+    with slow_application(most=2), InThread(spec, prepared, "undisturbed") as run:
         run.until_size(1)
-        with load(handle, clients=4):
+        with load(clients=4):
             run.until(lambda: replicas() == 2)
         news = run.until_size(1)
     assert (news.totals.groups, news.totals.pauses) == (1, 0)
@@ -161,9 +152,9 @@ def test_serving_takes_from_training_first_and_the_run_goes_on_where_a_node_come
     rules("borrow")
     spec = on_disk(spec_of(DIGITS, (1, 1), epochs=100_000))
     prepared = prepare(spec, ignore)
-    with slow_application(most=2) as handle, InThread(spec, prepared, "borrowed") as run:
+    with slow_application(most=2), InThread(spec, prepared, "borrowed") as run:
         run.until_size(1)
-        with load(handle, clients=4):
+        with load(clients=4):
             run.until_phase("waiting")
             run.until(lambda: replicas() == 2)
             run.until_size(1)

@@ -84,12 +84,12 @@ def gate(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def sharing(prepared: Prepared, name: str, gate: Path, **train: Any) -> Iterator[tuple[InThread, Any]]:
-    """A run on all that an application of up to three replicas leaves over, and the application's handle."""
-    with slow_application() as handle, InThread(digits((1, 3), **train), prepared, name, loop=paced(gate)) as run:
+def sharing(prepared: Prepared, name: str, gate: Path, **train: Any) -> Iterator[InThread]:
+    """A run on all that an application of up to three replicas leaves over."""
+    with slow_application(), InThread(digits((1, 3), **train), prepared, name, loop=paced(gate)) as run:
         run.until_size(3)
         with told_when_it_fails():
-            yield run, handle
+            yield run
 
 
 @contextmanager
@@ -105,9 +105,9 @@ def told_when_it_fails() -> Iterator[None]:
         raise
 
 
-def through(run: InThread, handle: Any, fault: Callable[[], None]) -> None:
+def through(run: InThread, fault: Callable[[], None]) -> None:
     """A tide in the middle of which the fault strikes: the application gets its replicas nevertheless."""
-    with load(handle, clients=6) as answered:
+    with load(clients=6) as answered:
         fault()
         run.until(lambda: replicas() == 3)
         before = len(answered)
@@ -127,8 +127,8 @@ def ended_well(run: InThread, gate: Path, alone: Checkpoint, ledger: Path, prepa
 def test_the_arbiter_is_killed_when_a_spike_comes(
     prepared: Prepared, alone: Checkpoint, gate: Path, ledger: Path
 ) -> None:
-    with sharing(prepared, "arbiter-killed", gate) as (run, handle):
-        through(run, handle, lambda: os.kill(process_of(ARBITER), signal.SIGKILL))
+    with sharing(prepared, "arbiter-killed", gate) as run:
+        through(run, lambda: os.kill(process_of(ARBITER), signal.SIGKILL))
         run.until_size(3)
         ended_well(run, gate, alone, ledger, prepared, losses=0)
 
@@ -136,8 +136,8 @@ def test_the_arbiter_is_killed_when_a_spike_comes(
 def test_the_controller_of_serve_is_killed_when_a_spike_comes(
     prepared: Prepared, alone: Checkpoint, gate: Path, ledger: Path
 ) -> None:
-    with sharing(prepared, "serve-killed", gate) as (run, handle):
-        through(run, handle, lambda: os.kill(process_of(b"ray::ServeController"), signal.SIGKILL))
+    with sharing(prepared, "serve-killed", gate) as run:
+        through(run, lambda: os.kill(process_of(b"ray::ServeController"), signal.SIGKILL))
         run.until_size(3)
         ended_well(run, gate, alone, ledger, prepared, losses=0)
 
@@ -148,8 +148,8 @@ def test_ray_s_coordinator_is_killed_when_a_spike_comes(
     def fault() -> None:
         ray.kill(ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator"))
 
-    with sharing(prepared, "uncoordinated", gate) as (run, handle):
-        through(run, handle, fault)
+    with sharing(prepared, "uncoordinated", gate) as run:
+        through(run, fault)
         run.until_size(3)
         ended_well(run, gate, alone, ledger, prepared, losses=0)
 
@@ -157,14 +157,14 @@ def test_ray_s_coordinator_is_killed_when_a_spike_comes(
 def test_the_lender_s_worker_is_killed_while_it_gives(
     prepared: Prepared, alone: Checkpoint, gate: Path, ledger: Path
 ) -> None:
-    with sharing(prepared, "worker-killed", gate) as (run, handle):
+    with sharing(prepared, "worker-killed", gate) as run:
 
         def fault() -> None:
             run.until_phase("yielding")
             if workers := workers_of(run.run, ledger):
                 os.kill(workers[-1], signal.SIGKILL)
 
-        through(run, handle, fault)
+        through(run, fault)
         run.until_size(3)
         ended_well(run, gate, alone, ledger, prepared, losses=1)
 
@@ -172,9 +172,9 @@ def test_the_lender_s_worker_is_killed_while_it_gives(
 def test_the_lender_s_driver_is_killed_and_the_application_has_what_it_held(
     prepared: Prepared, tmp_path: Path, ledger: Path
 ) -> None:
-    with slow_application() as handle, Driver(digits((1, 3), epochs=100_000), "orphan") as run:
+    with slow_application(), Driver(digits((1, 3), epochs=100_000), "orphan") as run:
         run.until_size(3)
-        with load(handle, clients=6):
+        with load(clients=6):
             run.kill()
             wait_until(lambda: replicas() == 3)
     wait_until(lambda: "orphan" not in control.going_on())
@@ -184,7 +184,7 @@ def test_a_run_that_does_not_yield_is_not_waited_for(prepared: Prepared, gate: P
     """Two runs hold all but one CPU. The one that is asked first is frozen: the other one gives instead."""
     spec = digits((1, 2), epochs=100_000)
     with (
-        slow_application(most=2) as handle,
+        slow_application(most=2),
         InThread(digits((1, 1), epochs=100_000), prepared, "other", loop=paced(gate)) as other,
         InThread(spec, prepared, "frozen", loop=paced(gate)) as frozen,
     ):
@@ -194,7 +194,7 @@ def test_a_run_that_does_not_yield_is_not_waited_for(prepared: Prepared, gate: P
         for worker in stopped:
             os.kill(worker, signal.SIGSTOP)
         try:
-            with load(handle, clients=4), told_when_it_fails():
+            with load(clients=4), told_when_it_fails():
                 wait_until(lambda: replicas() == 2)
         finally:
             for worker in stopped:
@@ -206,13 +206,13 @@ def test_a_run_that_does_not_yield_is_not_waited_for(prepared: Prepared, gate: P
 def test_a_node_is_lost_while_a_run_gives(
     nodes: Cluster, prepared: Prepared, alone: Checkpoint, gate: Path, ledger: Path
 ) -> None:
-    with slow_application() as handle:
+    with slow_application():
         # Its first replica is elsewhere: what the node holds is the run's.
         extra = nodes.add_node(num_cpus=1, node_ip_address="127.0.0.4")
         wait_until(lambda: ray.cluster_resources()["CPU"] == 5)
         with InThread(digits((1, 4)), prepared, "node-lost", loop=paced(gate, 0.1)) as run:
             run.until_size(4)
-            with load(handle, clients=6), told_when_it_fails():
+            with load(clients=6), told_when_it_fails():
                 run.until_phase("yielding")
                 nodes.remove_node(extra, allow_graceful=False)
                 run.until(lambda: replicas() == 3)

@@ -43,7 +43,7 @@ class Observer:
         claims = control.claims(ANSWER_S)
         details = ray_internals.serve_details() if ray_internals.serve_is_running() else {}
         waiting = ray_internals.waiting_demand()
-        return self.snapshot(nodes(), details, claims, rules, waiting, can_grow=bool(ray_internals.grows_to()))
+        return self.snapshot(nodes(), details, claims, rules, waiting, can_grow=ray_internals.can_grow())
 
     def snapshot(
         self,

@@ -83,29 +83,15 @@ def wait(
 
 
 def _refuse_impossible(wanted: Workers, spare_cpus: int) -> None:
+    """How far a cluster can grow nobody tells; one that can is waited for."""
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    if fitting(nodes, needs(wanted), spare_cpus=spare_cpus) >= wanted.min:
-        return
-    most = ray_internals.grows_to()
-    # Of nodes that are still to come only the sum is known.
-    if most and fitting({"": most}, _of_kinds(needs(wanted), most), spare_cpus=spare_cpus) >= wanted.min:
-        return
-    grown = f", and can grow to {_amounts(most, wanted)}" if most else ""
-    raise ClusterError(
-        f"the run needs {_named(wanted, spare_cpus)}; "
-        f"the cluster has {_amounts(ray.cluster_resources(), wanted)} in all{grown}",
-        remedy="lower train.workers, or add nodes",
-    )
-
-
-def _of_kinds(need: Resources, most: Resources) -> dict[str, float]:
-    """Without the types of accelerators, which an autoscaler's configuration does not name."""
-    return {kind: amount for kind, amount in need.items() if kind in most or ":" not in kind}
-
-
-def _amounts(resources: Resources, wanted: Workers) -> str:
-    kinds = ("CPU", "GPU") if wanted.gpu else ("CPU",)
-    return ", ".join(f"{resources.get(kind, 0):g} {kind}s" for kind in kinds)
+    if fitting(nodes, needs(wanted), spare_cpus=spare_cpus) < wanted.min and not ray_internals.can_grow():
+        total = ray.cluster_resources()
+        held = ", ".join(f"{total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU") if kind == "CPU" or wanted.gpu)
+        raise ClusterError(
+            f"the run needs {_named(wanted, spare_cpus)}; the cluster has {held} in all",
+            remedy="lower train.workers, or add nodes",
+        )
 
 
 def _named(wanted: Workers, spare_cpus: int) -> str:
