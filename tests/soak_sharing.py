@@ -50,7 +50,7 @@ RUNS = {"first": (2, 4), "second": (1, 2)}
 MOST_REPLICAS = 4
 KILL_EVERY_S = 30.0
 HURT_S = 60.0
-"""A request that began so long after a replica was killed must not fail: on a busy machine Serve gives a lost node up after 40 s."""
+"""A request that began so long after a replica was killed must not fail. A busy machine's lost node is noticed late."""
 SETTLED_S = 150.0
 """Within which serving has what it wants, whatever was killed."""
 
