@@ -49,7 +49,7 @@ STEPS_PER_S, STEPS_PER_EPOCH = 20, 24
 RUNS = {"first": (2, 4), "second": (1, 2)}
 MOST_REPLICAS = 4
 KILL_EVERY_S = 30.0
-HURT_S = 60.0
+HURT_S = 40.0
 """A request that began so long after a replica was killed must not fail. A busy machine's lost node is noticed late."""
 SETTLED_S = 150.0
 """Within which serving has what it wants, whatever was killed."""
@@ -108,7 +108,7 @@ class Soak:
         self.answered = self.lost = self.looks = self.spikes = 0
         self.wrong: list[str] = []
         self.clients = 0
-        self.last_kill = 0.0
+        self.last_kill = float("-inf")
         self.over = threading.Event()
         self.started = time.monotonic()
         self.addresses = iter(range(2, 250))
@@ -163,9 +163,9 @@ class Soak:
     def kill(self) -> None:
         ways = [self.kill_worker, self.kill_replica, self.kill_arbiter, self.kill_node]
         what: Callable[[], None] = self.luck.choice(ways)
-        what()
         if what in (self.kill_replica, self.kill_node):
             self.last_kill = time.monotonic()
+        what()
         self.killed[what.__name__.removeprefix("kill_")] += 1
         self.say(f"killed: {what.__name__.removeprefix('kill_')}")
 
