@@ -108,6 +108,20 @@ def fit(spec: Spec, prepared: Prepared, run: str = "run", **options: Any) -> Che
 def ignore(_: object) -> None: ...
 
 
+def paced(gate: Path, pause_s: float = 0.05) -> Callable[[Any], None]:
+    """Tidegate's own loop, slow for as long as the file `gate` is there: a run that lasts while a test needs it."""
+
+    def loop(fit: Any) -> None:
+        model, _ = fit.prepare(fit.build())
+        loss_of = fit.objective()
+        for batch in fit.batches("train"):
+            if gate.exists():
+                time.sleep(pause_s)
+            fit.step(*loss_of(model(batch), batch[fit.target.column]))
+
+    return loop
+
+
 def digest(checkpoint: Checkpoint) -> str:
     """Of all weights and the optimizer's state."""
     total = hashlib.sha256()
