@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from tidegate.ray_internals import Shape, shape
 from tidegate.scheduling.snapshot import Node, Resources
-from tidegate.scheduling.table import EPSILON
+from tidegate.scheduling.table import Table
 
 NEW_S = 2.0
 """A replica that was just wanted is missing in Ray's list of what waits for up to a second."""
@@ -71,7 +71,5 @@ def _seats(nodes: Sequence[Node], need: Resources) -> int:
     """How many places of `need` are free."""
     if not need:
         return 0
-    staying = [node.free for node in nodes if not node.leaves]
-    return sum(
-        max(0, int(min((free.get(kind, 0.0) + EPSILON) / amount for kind, amount in need.items()))) for free in staying
-    )
+    table = Table(nodes, need)
+    return int(table.fits(table.vector(need)).sum())
