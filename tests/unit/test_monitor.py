@@ -596,6 +596,16 @@ async def standing(monitor: Monitor) -> str:
 
 
 @story
+async def test_a_run_lends_what_it_would_have_if_nobody_else_needed_it() -> None:
+    monitor = monitor_of()
+    assert not (await monitor.view()).lends
+    await monitor.allot(2, "serving")
+    assert (await monitor.view()).lends
+    await monitor.ask_size(2, WHO)
+    assert not (await monitor.view()).lends
+
+
+@story
 async def test_a_run_that_lost_its_workers_and_is_given_none_starts_none() -> None:
     monitor = monitor_of()
     await monitor.allot(3, "starts")

@@ -37,7 +37,8 @@ RESIZE_S = 5.0
 class View:
     """What the controller of the workers needs to know.
 
-    `wanted` is the most workers the run may have, `asks` how often somebody has asked for a size.
+    `wanted` is the most workers the run may have, `asks` how often somebody has asked for a size, `lends` whether it
+    would have more if others did not need them.
     """
 
     wanted: int
@@ -45,6 +46,7 @@ class View:
     ends: bool
     group: int
     yielded: bool
+    lends: bool
 
 
 class Monitor:
@@ -212,9 +214,9 @@ class Monitor:
 
     async def view(self) -> View:
         wanted = self.bounds[1] if self.wanted is None else self.wanted
-        if self.given is not None:
-            wanted = min(wanted, self.given)
-        return View(wanted, self.asks, self.action != "train" or self.failure is not None, self.group, self._yielded)
+        given = wanted if self.given is None else min(wanted, self.given)
+        ends = self.action != "train" or self.failure is not None
+        return View(given, self.asks, ends, self.group, self._yielded, lends=given < wanted)
 
     async def tell_nodes(self, nodes: tuple[str, ...]) -> None:
         """The node of each worker; none while a group is replaced."""

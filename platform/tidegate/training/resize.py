@@ -30,6 +30,8 @@ GROW_AFTER_S = 30.0
 """How long more room must last before a run that nobody asked takes it: a resize must pay for itself."""
 ANSWER_S = 10.0
 """How long the controller waits for the monitor when there is no group that it could keep waiting."""
+GIVE_WAY_S = 2.0
+"""How long a run that lends waits with its smaller group: replicas that start on the same cores begin without it."""
 FRESH_S = 0.05
 """The same while workers train: an answer takes a few milliseconds, and one of the poll before would be late."""
 
@@ -113,7 +115,7 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
         def __init__(self) -> None:
             super().__init__(scaling_config)
             self._decider: Decider = Decider(bounds, Room(need, spare_cpus))
-            self._view = View(bounds[0], asks=0, ends=False, group=0, yielded=False)
+            self._view = View(bounds[0], asks=0, ends=False, group=0, yielded=False, lends=False)
             self._question: Any = None
             self._waits = False
             self._nodes: list[str] = []
@@ -187,6 +189,9 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
             if self._view.ends:
                 return 0
             size: int = self._decider.replace(self._view)
+            if self._view.lends and 0 < size < len(nodes):
+                self._give_back()
+                time.sleep(GIVE_WAY_S)
             if size or self._view.yielded:
                 return size
             target, why = self._decider.change(self._view, len(nodes), time.monotonic())
