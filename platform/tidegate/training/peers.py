@@ -17,7 +17,7 @@ class PeerLostError(Exception):
 def exchange() -> Iterator[None]:
     """Around a collective of torch.distributed, whose errors are all of one kind: somebody is gone.
 
-    Ray takes the group of the workers that are left down, from another thread than the loop's: any error may come of it.
+    Ray takes the group of those that are left down, from another thread than the loop's: any error may come of it.
     """
     try:
         yield
