@@ -6,12 +6,15 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
+from functools import cache
 
-from tidegate import settings
+from tidegate import releases, settings
 from tidegate.cluster import NAMESPACE, current, listens
 from tidegate.cluster_environment import LOOPBACK_FLAG
 from tidegate.errors import ClusterError
 from tidegate.ray_internals import keep_loopback_addresses, reread_settings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ def connect(address: str | None = None) -> None:
         reread_settings()
         keep_loopback_addresses()
     _join(address)
+    _warn_of_untested_ray()
     quiet()
 
 
@@ -64,7 +68,8 @@ def _check_address(address: str) -> None:
         raise ClusterError(f"cluster address {address!r}", expected="host:port", remedy="set RAY_ADDRESS to one")
     if not listens(address):
         raise ClusterError(
-            f"no cluster answers at {address}", remedy="start one with `tidegate up` or correct RAY_ADDRESS"
+            f"no cluster answers at {address}",
+            remedy="start one with `tidegate up` or correct RAY_ADDRESS; `tidegate doctor` looks",
         )
 
 
@@ -84,8 +89,17 @@ def _join(address: str) -> None:
         first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ClusterError(
             f"the cluster at {address} refused this process: {first}",
-            remedy="check RAY_AUTH_MODE and the token, and that both sides run the same Ray and Python",
+            remedy="`tidegate doctor` looks at RAY_AUTH_MODE, the token, and Ray and Python on both sides",
         ) from error
+
+
+@cache
+def _warn_of_untested_ray() -> None:
+    """Once a process. Only what the missing names stand on is off: ray_internals has the table."""
+    import ray
+
+    if sentence := releases.untested_ray(ray.__version__):
+        logger.warning("%s", sentence)
 
 
 def quiet() -> None:

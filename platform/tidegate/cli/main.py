@@ -7,7 +7,7 @@ import sys
 import click
 
 from tidegate import settings
-from tidegate.cli import capacity, cluster, endpoints, models, runs, spec
+from tidegate.cli import capacity, cluster, doctor, endpoints, models, runs, spec
 from tidegate.errors import StoppedError, TidegateError
 
 
@@ -25,6 +25,7 @@ for command in (
     cluster.down,
     cluster.status,
     cluster.env,
+    doctor.doctor,
     spec.spec,
     runs.train,
     runs.runs,
@@ -46,7 +47,9 @@ def main() -> None:
     shows_traceback = False
     try:
         shows_traceback = settings.TRACEBACK.flag()
-        tidegate(standalone_mode=False)
+        # Click answers with the exit code that a command chose, or with what the command returned.
+        code = tidegate(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
