@@ -7,7 +7,7 @@ import sys
 import click
 
 from tidegate import settings
-from tidegate.cli import capacity, cluster, doctor, endpoints, models, runs, spec
+from tidegate.cli import capacity, cluster, doctor, endpoints, logs, models, runs, spec
 from tidegate.errors import StoppedError, TidegateError
 
 
@@ -29,6 +29,7 @@ for command in (
     spec.spec,
     runs.train,
     runs.runs,
+    logs.logs,
     runs.resize,
     runs.pause,
     runs.resume,
