@@ -100,9 +100,8 @@ def run(
     What it says is kept in its folder, too. The caller is connected to a cluster. Raises ConflictError when the run has
     finished or another process carries it.
     """
-    refuse_finished(name)
     arbiter.ensure()
-    control.await_free(name)
+    refuse_taken(name)
     with trainer.opened(spec, name, say) as monitor, Console(Told(_folder(name))) as kept:
         say, on_news = _both(kept.say, say), _both(kept.on_news, on_news)
         recorded = _begin(spec, name, say, loop)
@@ -146,6 +145,12 @@ def refuse_finished(name: str) -> None:
         f"run {name} has finished{f' and made {made}' if made else ''}",
         remedy=f"see `tidegate status {name}`, or give the new run another name",
     )
+
+
+def refuse_taken(name: str) -> None:
+    """Raise ConflictError when a run of that name has finished, or a driver carries it."""
+    refuse_finished(name)
+    control.await_free(name)
 
 
 def _resumed(spec: Spec, known: RunRecord) -> str:

@@ -131,6 +131,11 @@ class Carrier:
         return lines
 
 
+def left_alone(run: str) -> str:
+    """What a person is told who stops looking at a run that goes on elsewhere."""
+    return f"{run} is left as it is: tidegate logs {run} --follow looks again, tidegate stop {run} ends it"
+
+
 def _submission() -> str:
     """The id under which this process was submitted to Ray's Jobs API; "" when it was not."""
     try:

@@ -215,7 +215,7 @@ def test_connect_without_a_cluster() -> None:
         connection.connect()
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "nowhere", ":1"])
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1:8265", "nowhere", ":1"])
 def test_connect_wants_host_and_port(address: str) -> None:
     with pytest.raises(ClusterError, match="expected host:port"):
         connection.connect(address)

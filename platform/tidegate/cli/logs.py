@@ -34,21 +34,15 @@ def logs(run: str, follow: bool) -> None:
         else:
             click.echo(told.text(folder), nl=False)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(left_alone(run)) from None
+        raise KeyboardInterrupt(told.left_alone(run)) from None
     carrier = told.Carrier.read(folder)
     for label, what in carrier.described() if carrier else []:
         click.echo(f"{label:<13} {what}", err=True)
 
 
-def left_alone(run: str) -> str:
-    """What a person is told who stops looking at a run that goes on elsewhere."""
-    return f"{run} is left as it is: tidegate logs {run} --follow looks again, tidegate stop {run} ends it"
-
-
 def _asked_now_and_then(run: str) -> Callable[[], bool]:
     """Whether the run is over, as it was known at most a few seconds ago."""
     from tidegate import standing, tracking
-    from tidegate.errors import NotFoundError
 
     began, asked, over = time.monotonic(), float("-inf"), False
 
@@ -59,13 +53,22 @@ def _asked_now_and_then(run: str) -> Callable[[], bool]:
             return over
         asked = now
         if tracking.find_run(run) is None and now - began < STARTS_WITHIN_S:
+            _refuse_ended(run)
             return False
-        try:
-            over = standing.is_over(run)
-        except NotFoundError as error:
-            raise NotFoundError(
-                error.happened, remedy="if it was just submitted: `ray job list` and `ray job logs` show why"
-            ) from None
+        over = standing.is_over(run)
         return over
 
     return is_over
+
+
+def _refuse_ended(run: str) -> None:
+    """Raise ClusterError when a run that nobody recorded was submitted as a job, and that has ended."""
+    from tidegate import connection
+    from tidegate.errors import ClusterError
+
+    try:
+        why = connection.jobs().why_ended(run)
+    except ClusterError:
+        return  # nobody to ask
+    if why:
+        raise ClusterError(f"run {run} did not begin: {why}", remedy=f"train it again with --name {run}")
