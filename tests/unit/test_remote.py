@@ -153,3 +153,29 @@ def test_what_cannot_be_done_far_away_is_refused(monkeypatch: pytest.MonkeyPatch
         api.train(spec("/a.parquet"))
     with pytest.raises(ClusterError, match="no cluster answers"):
         Jobs("http://127.0.0.1:1")
+
+
+class Interrupted:
+    """A Jobs API whose follower presses Ctrl-C, and then follows to the end."""
+
+    presses = 1
+
+    def follow(self, job: str, say: Any) -> Any:
+        if self.presses:
+            self.presses -= 1
+            raise KeyboardInterrupt
+        return {
+            "run": "d",
+            "version": asdict(VERSION),
+            "report": REPORT.to_json(),
+            "endpoint": None,
+            "missed": [],
+        }
+
+
+def test_ctrl_c_leaves_a_run_that_a_job_drives(capsys: pytest.CaptureFixture[str]) -> None:
+    far = run.RemoteRun("d", spec("/a.parquet"), Interrupted(), "d-1")  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt, match="d is left as it is: tidegate logs d --follow looks again"):
+        far.begin(follow=True)
+    assert far.wait(30) == VERSION
+    assert far.is_over
