@@ -69,7 +69,7 @@ def connect(address: str | None = None) -> None:
 
 def is_far(address: str | None = None) -> bool:
     """Whether `address`, else what was connected to, else RAY_ADDRESS, is reached through the Jobs API only."""
-    if address is None and _connected():
+    if address is None and _far is None and _connected():
         return False
     named = address or (_far.url if _far else os.environ.get("RAY_ADDRESS", ""))
     return named.startswith(("http://", "https://"))
