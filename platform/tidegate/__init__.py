@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tidegate.api import (
         Deployed,
-        Run,
         capacity_report,
         connect,
         deploy,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     )
     from tidegate.client import Client
     from tidegate.errors import TidegateError
+    from tidegate.handle import Run
     from tidegate.registry import Version
     from tidegate.spec.endpoint import Endpoint
     from tidegate.spec.run import Spec
@@ -33,7 +33,6 @@ _HOMES = {
     **dict.fromkeys(
         (
             "Deployed",
-            "Run",
             "capacity_report",
             "connect",
             "deploy",
@@ -50,6 +49,7 @@ _HOMES = {
         "tidegate.api",
     ),
     "Client": "tidegate.client",
+    "Run": "tidegate.handle",
     "TidegateError": "tidegate.errors",
     "Version": "tidegate.registry",
     "Endpoint": "tidegate.spec.endpoint",

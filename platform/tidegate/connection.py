@@ -6,12 +6,22 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
-from tidegate import settings
+from tidegate import releases, settings
 from tidegate.cluster import NAMESPACE, current, listens
 from tidegate.cluster_environment import LOOPBACK_FLAG
 from tidegate.errors import ClusterError
 from tidegate.ray_internals import keep_loopback_addresses, reread_settings
+
+if TYPE_CHECKING:
+    from tidegate.remote.jobs import Jobs
+
+logger = logging.getLogger(__name__)
+_far: Jobs | None = None
+_dashboard = ""
+"""What the cluster that this process joined said."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +40,15 @@ class ClusterStatus:
 def connect(address: str | None = None) -> None:
     """Make this process a driver of the cluster at `address` (host:port), else RAY_ADDRESS, else the local one.
 
-    Inside a Ray job it joins the job's cluster. Returns at once when connected already. Raises ClusterError when there
-    is no cluster, it does not answer or it refuses this process.
+    An address http://host:port is that of a dashboard: what a driver would do is then done by jobs (see `far`). Inside
+    a Ray job it joins the job's cluster. Returns at once when connected already. Raises ClusterError when there is no
+    cluster, it does not answer or it refuses this process.
     """
+    global _far
+    if is_far(address):
+        _far = _joined_far(address or os.environ["RAY_ADDRESS"])
+        return
+    _far = None
     if _connected():
         return
     local = current()
@@ -49,7 +65,53 @@ def connect(address: str | None = None) -> None:
         reread_settings()
         keep_loopback_addresses()
     _join(address)
+    _warn_of_untested_ray()
     quiet()
+
+
+def is_far(address: str | None = None) -> bool:
+    """Whether `address`, else what was connected to, else RAY_ADDRESS, is reached through the Jobs API only."""
+    if address is None and _far is None and _connected():
+        return False
+    named = address or (_far.url if _far else os.environ.get("RAY_ADDRESS", ""))
+    return named.startswith(("http://", "https://"))
+
+
+def far() -> Jobs | None:
+    """The Jobs API of the cluster, where it is reached by that; None for a driver. Raises ClusterError."""
+    if not is_far():
+        return None
+    if _far is None:
+        connect()
+    return _far
+
+
+def jobs() -> Jobs:
+    """The Jobs API of the cluster, however it is reached. Raises ClusterError when it has none."""
+    return far() or _opened(_dashboard_url())
+
+
+def _joined_far(url: str) -> Jobs:
+    return _far if _far is not None and _far.url == url.rstrip("/") else _opened(url)
+
+
+def _opened(url: str) -> Jobs:
+    from tidegate.remote.jobs import Jobs
+
+    opened = Jobs(url)
+    quiet()
+    return opened
+
+
+def _dashboard_url() -> str:
+    local, address = current(), os.environ.get("RAY_ADDRESS")
+    if local is not None and address in (None, "", local.address):
+        return local.dashboard_url
+    connect()
+    found = os.environ.get("RAY_API_SERVER_ADDRESS") or _dashboard
+    if not found:
+        raise ClusterError("the cluster tells no address of a dashboard", remedy="set RAY_API_SERVER_ADDRESS to it")
+    return found if "://" in found else f"http://{found}"
 
 
 def _connected() -> bool:
@@ -63,19 +125,23 @@ def _check_address(address: str) -> None:
         return
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdigit():
-        raise ClusterError(f"cluster address {address!r}", expected="host:port", remedy="set RAY_ADDRESS to one")
+        raise ClusterError(
+            f"cluster address {address!r}", expected="host:port or http://host:port", remedy="set RAY_ADDRESS to one"
+        )
     if not listens(address):
         raise ClusterError(
-            f"no cluster answers at {address}", remedy="start one with `tidegate up` or correct RAY_ADDRESS"
+            f"no cluster answers at {address}",
+            remedy="start one with `tidegate up` or correct RAY_ADDRESS; `tidegate doctor` looks",
         )
 
 
 def _join(address: str) -> None:
     import ray
 
+    global _dashboard
     shown = settings.RAY_LOGS.flag()
     try:
-        ray.init(
+        context = ray.init(
             address=address,
             namespace=NAMESPACE,
             log_to_driver=shown,
@@ -86,8 +152,18 @@ def _join(address: str) -> None:
         first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ClusterError(
             f"the cluster at {address} refused this process: {first}",
-            remedy="check RAY_AUTH_MODE and the token, and that both sides run the same Ray and Python",
+            remedy="`tidegate doctor` looks at RAY_AUTH_MODE, the token, and Ray and Python on both sides",
         ) from error
+    _dashboard = str(context.dashboard_url or "")
+
+
+@cache
+def _warn_of_untested_ray() -> None:
+    """Once a process. Only what the missing names stand on is off: ray_internals has the table."""
+    import ray
+
+    if sentence := releases.untested_ray(ray.__version__):
+        logger.warning("%s", sentence)
 
 
 def quiet() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 import time
@@ -31,8 +32,8 @@ PHASES: dict[Phase, str] = {
 class Console:
     """Use as a context manager around a run; `say` and `on_news` are what a run calls, from any thread."""
 
-    def __init__(self, out: TextIO | None = None) -> None:
-        self.out = out or sys.stdout
+    def __init__(self, out: TextIO | io.TextIOBase | None = None) -> None:
+        self.out: Any = out or sys.stdout
         self._lock = threading.RLock()
         self._bar: Any = None
         self._task: Any = None

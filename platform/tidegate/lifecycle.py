@@ -12,17 +12,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch
 import yaml
 
-from tidegate import artifact, evaluation, pictures, registry, settings, tracking
+from tidegate import artifact, evaluation, pictures, ray_internals, registry, settings, tracking
 from tidegate.card import card
+from tidegate.console import Console
 from tidegate.data.prepare import prepare
 from tidegate.data.prepared import Prepared
-from tidegate.errors import ConflictError, NotFoundError, RequirementError, StoppedError, TrainingError
+from tidegate.errors import (
+    ConflictError,
+    NotFoundError,
+    RequirementError,
+    StoppedError,
+    TidegateError,
+    TrainingError,
+)
 from tidegate.evaluation import Report
 from tidegate.evaluation_text import render
 from tidegate.models.custom import code_of
@@ -32,11 +40,14 @@ from tidegate.serving import deploy as serving
 from tidegate.serving.status import EndpointStatus
 from tidegate.spec import document
 from tidegate.spec.run import Spec
+from tidegate.told import Carrier, Told
+from tidegate.tracking import RunRecord
 from tidegate.training import control, trainer, validation
-from tidegate.training.checkpoint import Checkpoint
+from tidegate.training.checkpoint import Checkpoint, Checkpoints
 from tidegate.training.fit import Fit
 from tidegate.training.progress import News
 
+T = TypeVar("T")
 Say = Callable[[str], None]
 SPEC, OWN_LOOP = "spec.yaml", "own_loop"
 """In a run's folder: what it is resumed with, and a mark of the runs whose loop only their caller has."""
@@ -86,22 +97,68 @@ def run(
 ) -> Outcome:
     """Carry a run through to the end, from where it was if there is one of that name that did not end.
 
-    The caller is connected to a cluster. Raises ConflictError when the run has ended or another process carries it.
+    What it says is kept in its folder, too. The caller is connected to a cluster. Raises ConflictError when the run has
+    finished or another process carries it.
     """
     arbiter.ensure()
-    control.await_free(name)
-    with trainer.opened(spec, name, say) as monitor:
+    refuse_taken(name)
+    with trainer.opened(spec, name, say) as monitor, Console(Told(_folder(name))) as kept:
+        say, on_news = _both(kept.say, say), _both(kept.on_news, on_news)
         recorded = _begin(spec, name, say, loop)
         status = "failed"
         try:
             outcome = _run(spec, name, recorded, say, on_news, loop, monitor)
             status = "finished"
+            kept.say(f"finished: {outcome.version.ref}")
             return outcome
-        except (KeyboardInterrupt, StoppedError):
+        except (KeyboardInterrupt, StoppedError) as error:
             status = "killed"
+            kept.say(f"stopped: {error or 'interrupted'}")
+            raise
+        except Exception as error:
+            kept.say(f"failed: {_cause(error)}")
             raise
         finally:
             tracking.finish_run(recorded, status)
+
+
+def _both(first: Callable[[T], None], second: Callable[[T], None]) -> Callable[[T], None]:
+    def tell(what: T) -> None:
+        first(what)
+        second(what)
+
+    return tell
+
+
+def _cause(error: Exception) -> str:
+    cause = getattr(error, "cause", None) or error
+    return str(cause) if isinstance(cause, TidegateError) else f"{type(cause).__name__}: {cause}"
+
+
+def refuse_finished(name: str) -> None:
+    """Raise ConflictError when a run of that name has finished."""
+    known = tracking.find_run(name)
+    if known is None or known.status != "finished":
+        return
+    made = registry.made_by(known)
+    raise ConflictError(
+        f"run {name} has finished{f' and made {made}' if made else ''}",
+        remedy=f"see `tidegate status {name}`, or give the new run another name",
+    )
+
+
+def refuse_taken(name: str) -> None:
+    """Raise ConflictError when a run of that name has finished, or a driver carries it."""
+    refuse_finished(name)
+    control.await_free(name)
+
+
+def _resumed(spec: Spec, known: RunRecord) -> str:
+    """What becomes of a run that did not finish: `going on with run d, which failed, from its checkpoint at step 7`."""
+    why = {"failed": "which failed", "killed": "which was stopped"}.get(known.status, "which lost its driver")
+    steps = Checkpoints(trainer.checkpoints_of(spec, _folder(known.name))).steps()
+    where = f"from its checkpoint at step {steps[-1]}" if steps else "from the beginning: it left no checkpoint"
+    return f"going on with run {known.name}, {why}, {where}"
 
 
 def stored_spec(name: str) -> Spec:
@@ -117,8 +174,6 @@ def _begin(spec: Spec, name: str, say: Say, loop: Callable[[Fit], None] | None) 
     folder = _folder(name)
     own = folder / OWN_LOOP
     known = tracking.find_run(name)
-    if known is not None and known.status == "finished":
-        raise ConflictError(f"run {name} has finished", remedy="give the new run another name")
     if known is not None and own.exists() != (loop is not None):
         remedy = f'tidegate.train(spec, loop=..., name="{name}")' if own.exists() else f"`tidegate resume {name}`"
         whose = "a loop of your own" if own.exists() else "Tidegate's own loop"
@@ -129,7 +184,8 @@ def _begin(spec: Spec, name: str, say: Say, loop: Callable[[Fit], None] | None) 
     else:
         recorded = known.run_id
         tracking.reopen_run(recorded)
-        say(f"going on with run {name}")
+        say(_resumed(spec, known))
+    Carrier.here(ray.get_runtime_context().get_job_id(), ray_internals.logs_folder()).write(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if loop is not None:
         own.touch()

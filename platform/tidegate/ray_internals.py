@@ -58,6 +58,7 @@ NAMES = {
         "ray.autoscaler.v2.sdk", "get_cluster_resource_state", "telling replicas that start from those that wait"
     ),
     "gcs_client": Private("ray._private.worker", "global_worker", "telling replicas that start from those that wait"),
+    "driver": Private("ray._private.worker", "global_worker", "telling where Ray keeps the logs of a run"),
     "cluster_state": Private("ray._private.state", "state", "leaving nodes that are being drained"),
 }
 
@@ -270,6 +271,15 @@ def worker_nodes(group: Any) -> list[str]:
 def give_back(group: Any) -> None:
     """Free what a group that Ray Train ran holds. Whoever of it still lives ends."""
     group.placement_group_handle.shutdown()
+
+
+def logs_folder() -> str:
+    """Where Ray keeps the logs of this cluster's processes, on each node; "" where this Ray does not tell."""
+    try:
+        return str(take("driver").node.get_logs_dir_path())
+    except (MissingError, AttributeError) as error:
+        _warn_once(str(error))
+        return ""
 
 
 def free_by_node() -> Mapping[str, Mapping[str, float]]:

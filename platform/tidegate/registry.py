@@ -118,6 +118,12 @@ def versions(name: str | None = None) -> list[Version]:
     return sorted(found, key=lambda version: version.number, reverse=True)
 
 
+def made_by(run: tracking.RunRecord) -> str | None:
+    """The version that a run registered, as `digits@3`; None when there is none."""
+    found = versions(run.tags.get("tidegate.model"))
+    return next((version.ref for version in found if version.run_id == run.name), None)
+
+
 def set_alias(name: str, alias: str, number: int, *, who: str, why: str) -> Version:
     """Let `alias` stand on version `number`, and keep who moved it and why. Nothing is done if it stands there already.
 

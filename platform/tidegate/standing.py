@@ -73,6 +73,11 @@ def one_run(name: str) -> Standing:
     return _standings([tracking.run(name)])[0]
 
 
+def is_over(name: str) -> bool:
+    """Whether a run has ended, or no driver in this cluster carries it."""
+    return one_run(name).status in (*ENDED.values(), "interrupted", UNKNOWN)
+
+
 def _standings(records: list[RunRecord]) -> list[Standing]:
     carried: Mapping[str, News | None] = {}
     unasked = ""
@@ -140,8 +145,7 @@ def facts(standing: Standing) -> dict[str, Any]:
 
 def version_of(standing: Standing) -> str | None:
     """The model version that a run registered, as `digits@3`; None while there is none."""
-    versions = registry.versions(standing.record.tags.get("tidegate.model"))
-    return next((version.ref for version in versions if version.run_id == standing.record.name), None)
+    return registry.made_by(standing.record)
 
 
 def short(standing: Standing) -> str:

@@ -106,7 +106,7 @@ def load_mlflow() -> None:
 
 def _client() -> MlflowClient:
     uri = store_uri()
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     if file is not None and not _is_created(file):
         _create(file)
     return _open(uri)
@@ -119,7 +119,8 @@ def _open(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a store that is one; None for a server or a database in memory."""
     path = uri.removeprefix("sqlite:///").partition("?")[0]
     return Path(path).absolute() if uri.startswith("sqlite:///") and path not in ("", ":memory:") else None
 
@@ -144,7 +145,7 @@ def _create(file: Path) -> None:
 
 
 def _lock_base() -> Path:
-    return _sqlite_file(store_uri()) or settings.home() / "mlflow.server"
+    return sqlite_file(store_uri()) or settings.home() / "mlflow.server"
 
 
 @contextmanager
@@ -172,7 +173,7 @@ def _is_busy(error: Exception) -> bool:
 
 def _unavailable(error: Exception) -> UnavailableError:
     uri = store_uri()
-    place = _sqlite_file(uri) or f"{urlsplit(uri).scheme}://{urlsplit(uri).hostname or ''}"
+    place = sqlite_file(uri) or f"{urlsplit(uri).scheme}://{urlsplit(uri).hostname or ''}"
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     # Neither may show the URI's password.
     reason = re.sub(r"://[^/@\s]+@", "://", reason)

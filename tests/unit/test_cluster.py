@@ -215,7 +215,7 @@ def test_connect_without_a_cluster() -> None:
         connection.connect()
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "nowhere", ":1"])
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1:8265", "nowhere", ":1"])
 def test_connect_wants_host_and_port(address: str) -> None:
     with pytest.raises(ClusterError, match="expected host:port"):
         connection.connect(address)
@@ -229,6 +229,20 @@ def test_connect_to_a_silent_port_fails_at_once(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ClusterError, match=f"no cluster answers at 127.0.0.1:{port}"):
         connection.connect()
     assert time.monotonic() - begun < 5
+
+
+def test_an_untested_ray_is_warned_of_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    import ray
+
+    for version, warnings in (("2.60.3", 0), ("2.61.0", 1), ("2.59.0", 1)):
+        monkeypatch.setattr(ray, "__version__", version)
+        connection._warn_of_untested_ray.cache_clear()
+        caplog.clear()
+        for _ in range(2):
+            connection._warn_of_untested_ray()
+        assert len(caplog.records) == warnings
+    assert "Ray 2.59.0 is older than the tested 2.60" in caplog.text
+    connection._warn_of_untested_ray.cache_clear()
 
 
 def test_status_needs_a_connection() -> None:

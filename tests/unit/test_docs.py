@@ -1,17 +1,24 @@
-"""The page on specs names every key there is, and no other."""
+"""The pages: that on specs names every key there is, that on the cluster shows commands, names and flags that exist."""
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+import tidegate as tg
+from tidegate.cli.main import tidegate
+from tidegate.cluster_environment import NODE_FLAGS
 from tidegate.spec.endpoint import Endpoint
 from tidegate.spec.run import Spec
 
-PAGE = (Path(__file__).parents[2] / "docs" / "spec.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "spec.md").read_text()
 WORDS = set(re.findall(r"`\.?([a-z_.]+)`", PAGE))
 
 
@@ -24,3 +31,38 @@ def keys(schema: dict[str, Any]) -> set[str]:
 def test_every_key_is_explained(kind: type[Spec] | type[Endpoint]) -> None:
     named = {part for word in WORDS for part in word.split(".")}
     assert keys(kind.model_json_schema()) - named == set()
+
+
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CLUSTER = BLOCK.findall((DOCS / "cluster.md").read_text())
+SHELL = [line for language, text in CLUSTER if language == "bash" for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("tidegate")])
+def test_commands_of_the_page_on_the_cluster_are_there(line: str) -> None:
+    """Parsed as they stand, and not run."""
+    words, command = shlex.split(line, comments=True)[1:], click.Context(tidegate)
+    if words[0] == "--address":
+        words = words[2:]
+    group: Any = tidegate
+    while isinstance(group, click.Group) and words and words[0] in group.commands:
+        group = group.commands[words.pop(0)]
+    assert group is not tidegate, line
+    group.make_context(group.name, words, parent=command)
+
+
+def test_flags_of_the_page_on_the_cluster_are_those_of_every_node() -> None:
+    shown = [shlex.split(line)[1].split("=", 1) for line in SHELL if line.startswith("export RAY_")]
+    assert {name: value for name, value in shown if name != "RAY_ADDRESS"} == NODE_FLAGS
+
+
+def test_python_of_the_page_on_the_cluster_names_what_exists() -> None:
+    (text,) = [text for language, text in CLUSTER if language == "python"]
+    tree = ast.parse(text)
+    attributes = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    ]
+    places = {"tg": tg, "run": tg.Run}
+    assert {node.value.id for node in attributes} == set(places)  # type: ignore[attr-defined]
+    for node in attributes:
+        assert hasattr(places[node.value.id], node.attr), node.attr  # type: ignore[attr-defined]

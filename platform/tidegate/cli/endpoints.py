@@ -16,10 +16,16 @@ def deploy(spec: Path) -> None:
 
     endpoint = document.read(Endpoint, spec)
     from tidegate import connection
-    from tidegate.serving import deploy as serving
 
-    connection.connect()
-    status = serving.deploy(endpoint, on_wait=click.echo)
+    if connection.is_far():
+        from tidegate import api
+
+        status = api.deploy(endpoint).status
+    else:
+        from tidegate.serving import deploy as serving
+
+        connection.connect()
+        status = serving.deploy(endpoint, on_wait=click.echo)
     click.echo(f"{status.url}  serves version {status.version} of {endpoint.model}")
 
 
@@ -62,9 +68,12 @@ def remove(name: str) -> None:
 @click.option("--url", help="Where endpoints answer. Default: the local cluster.")
 def predict(endpoint: str, rows: Path, output: Path | None, url: str | None) -> None:
     """Ask ENDPOINT about the ROWS of a file (Parquet, CSV or JSON lines); what was read comes back with the answers."""
-    from tidegate import cluster, tables
+    from tidegate import cluster, connection, tables
     from tidegate.client import Client
+    from tidegate.errors import ClusterError
 
+    if url is None and connection.is_far():
+        raise ClusterError("where the endpoints of that cluster answer is not known here", remedy="give it with --url")
     if output is not None:
         tables.check_output(output)
     table = tables.read(rows)

@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 
 import click
 
 from tidegate import settings
-from tidegate.cli import capacity, cluster, endpoints, models, runs, spec
+from tidegate.cli import capacity, cluster, doctor, endpoints, forward, logs, models, runs, spec
 from tidegate.errors import StoppedError, TidegateError
 
+FORWARDED = ("status", "runs", "logs", "resize", "pause", "resume", "stop", "models", "endpoints", "capacity")
+"""Commands that a job runs where the cluster is reached through its Jobs API only."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class Shell(click.Group):
+    """The commands; those that work on a cluster far away are run there."""
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(context, args)
+        if name in FORWARDED and not {"-h", "--help"} & set(rest):
+            from tidegate import connection
+
+            if connection.is_far():
+                return name, forward.command(name), rest
+        return name, command, rest
+
+
+@click.group(cls=Shell, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="tidegate", message="tidegate %(version)s")
+@click.option(
+    "--address",
+    metavar="ADDRESS",
+    # While the line is parsed: where a command is carried out depends on it.
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, option, address: _use(address),
+    help="The cluster: host:port, or http://host:port of its dashboard. Default: RAY_ADDRESS, or that of tidegate up.",
+)
 def tidegate() -> None:
     """Train models and serve them on one Ray cluster.
 
-    Start with: tidegate up, then: tidegate train SPEC.
+    Start with: tidegate up, then: tidegate train SPEC. If something is off: tidegate doctor.
     """
+
+
+def _use(address: str | None) -> None:
+    if address:
+        os.environ["RAY_ADDRESS"] = address
 
 
 for command in (
@@ -25,9 +59,11 @@ for command in (
     cluster.down,
     cluster.status,
     cluster.env,
+    doctor.doctor,
     spec.spec,
     runs.train,
     runs.runs,
+    logs.logs,
     runs.resize,
     runs.pause,
     runs.resume,
@@ -41,12 +77,20 @@ for command in (
     tidegate.add_command(command)
 
 
-def main() -> None:
-    """Run a command; errors are one line on stderr, with the exit code of the error."""
+def main(
+    run: Callable[[], object] = lambda: tidegate(standalone_mode=False),
+    on_error: Callable[[BaseException], None] = lambda error: None,
+) -> None:
+    """Run a command; errors are one line on stderr, with the exit code of the error.
+
+    `on_error` hears of an error before it is shown.
+    """
     shows_traceback = False
     try:
         shows_traceback = settings.TRACEBACK.flag()
-        tidegate(standalone_mode=False)
+        # Click answers with the exit code that a command chose, or with what the command returned.
+        code = run()
+        sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -55,6 +99,7 @@ def main() -> None:
         click.echo(str(error.__cause__ or error) or "interrupted", err=True)
         sys.exit(130)
     except Exception as error:
+        on_error(_cause(error))
         if shows_traceback:
             raise
         # A run that stopped as it was asked to is no error, but nothing that a script should go on from either.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from tidegate.api import Run
+    from tidegate.handle import Run
     from tidegate.standing import Standing
     from tidegate.training.progress import News
 
@@ -35,20 +35,34 @@ Look = Callable[["News | None"], str | None]
     help="The run's name. A run of that name that has not finished goes on from its last checkpoint. "
     "Default: the spec's name and a suffix.",
 )
-def train(spec: Path, name: str | None) -> None:
+@click.option(
+    "--follow/--detach",
+    default=True,
+    help="Be the run's driver and print what it tells, or let a job on the cluster be its driver and return at once.",
+)
+def train(spec: Path, name: str | None, follow: bool) -> None:
     """Train the model of a run spec: prepare, train, evaluate, register, publish.
 
-    While it runs: tidegate status, resize, pause and stop, from any other terminal. Ctrl-C stops it at a checkpoint,
-    a second one at once.
+    While it runs: tidegate status, logs, resize, pause and stop, from any other terminal. Ctrl-C stops it at a
+    checkpoint, a second one at once. On a cluster whose address is http:// the driver is always a job there, and
+    Ctrl-C only ends looking at it.
 
     Exit codes: 3 registered, but evaluate.require was missed, so not published; 4 stopped, and can be resumed.
     """
+    from tidegate import connection
+    from tidegate.spec import document
     from tidegate.spec import run as run_spec
 
-    loaded = run_spec.load(spec)
+    # Mistakes show before anything heavy is loaded. Another machine has variables of its own.
+    known = document.read(run_spec.Spec, spec) if connection.is_far() else run_spec.load(spec)
     from tidegate import api
 
-    _tell_outcome(api.train(loaded, name=name))
+    run = api.train(spec if connection.is_far() else known, name=name, follow=follow, detach=not follow)
+    if follow:
+        _tell_outcome(run)
+        return
+    click.echo(f"{run.name} goes on by itself: tidegate logs {run.name} --follow, tidegate status {run.name}", err=True)
+    click.echo(run.name)
 
 
 def _tell_outcome(run: Run) -> None:

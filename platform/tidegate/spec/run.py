@@ -98,6 +98,33 @@ def located(spec: Spec, folder: Path) -> Spec:
     return spec.model_copy(update={"data": data, "publish": publish, "train": train})
 
 
+def shipped(spec: Spec, folder: Path) -> tuple[Spec, list[str]]:
+    """The spec for another machine, and a sentence for each path that both must have.
+
+    The endpoint's file is read here. Relative paths are made absolute, starting at `folder`; `$VARIABLES` and `~` are
+    left for that machine to fill in.
+    """
+    notes: list[str] = []
+
+    def there(key: str, path: str) -> str:
+        if path.startswith(("$", "~", "/")) or "://" in path:
+            return path
+        found = os.path.normpath(folder / path)
+        notes.append(f"{key}: {path} is a path of this machine; every node of the cluster must have {found}")
+        return found
+
+    source = spec.data.source.model_copy(update={"path": there("data.source.path", spec.data.source.path)})
+    publish, train = spec.publish, spec.train
+    if train.checkpoint.path:
+        path = there("train.checkpoint.path", train.checkpoint.path)
+        train = train.model_copy(update={"checkpoint": train.checkpoint.model_copy(update={"path": path})})
+    if isinstance(publish.endpoint, str):
+        endpoint = document.read(Endpoint, _absolute("publish.endpoint", publish.endpoint, folder))
+        publish = publish.model_copy(update={"endpoint": endpoint})
+    data = spec.data.model_copy(update={"source": source})
+    return spec.model_copy(update={"data": data, "publish": publish, "train": train}), notes
+
+
 def _absolute(key: str, path: str, folder: Path) -> str:
     def value(variable: re.Match[str]) -> str:
         name = variable[1] or variable[2]

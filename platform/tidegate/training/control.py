@@ -58,7 +58,7 @@ def await_free(run: str) -> None:
 def _carried(run: str) -> ConflictError:
     return ConflictError(
         f"run {run} is being trained by another process",
-        remedy=f"watch it with `tidegate status {run}`, or stop it with `tidegate stop {run}`",
+        remedy=f"see `tidegate logs {run} --follow` and `tidegate status {run}`, or end it with `tidegate stop {run}`",
     )
 
 
