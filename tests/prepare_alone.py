@@ -31,8 +31,8 @@ def first_outputs(spec: Spec) -> dict[str, torch.Tensor]:
     """What the model of a spec, with its first weights, says of the rows of each split. Asserts what prepare would."""
     data, table = spec.data, rows_of(spec)
     usable = fits(column_array(table.column(PROBLEM)))
-    dropped = 1 - usable.mean()
-    assert dropped <= (data.invalid_rows.max_fraction if data.invalid_rows.action == "drop" else 0)
+    allowed = data.invalid_rows.max_fraction if data.invalid_rows.action == "drop" else 0
+    assert (~usable).sum() <= allowed * len(usable)
     values = {name: column_array(table.column(name))[usable] for name in table.column_names if name != PROBLEM}
     strata, named = values.pop(STRATUM, None), values.pop(NAMED, None)
     parts = assign(data.split, spec.seed, strata=strata, named=named, count=int(usable.sum()))

@@ -148,7 +148,7 @@ def _chosen(source: Source, sample: Sample, wanted: str | None) -> _Choice:
             f"the column {target!r}, {why or 'which --target names'}, {found.problem}{looked}",
             remedy=f"name another with --target: {listed(others)}" if others else "give it columns to learn from",
         )
-    split = next((name for name in names if name.lower() == "split" and _says_split(sample, name, target, found)), None)
+    split = next((name for name in names if name != target and _says_split(sample, name, target, found)), None)
     passed = {target, split} | ({folders.PATH} if source.resolved_format() in folders.CONTENT else set())
     inputs = {name: _meaning(source, sample, name) for name in names if name not in passed}
     inputs = _without_copies(sample, inputs, target) if found.type == "category" else inputs
@@ -177,6 +177,8 @@ def _target(source: Source, sample: Sample, wanted: str | None) -> tuple[str, st
 
 def _says_split(sample: Sample, name: str, target: str, found: Aim) -> bool:
     """Whether a column divides the rows in three, with every class among those to train on."""
+    if not pa.types.is_string(sample.columns[name].type):
+        return False
     column, values = sample.columns[name].to_pylist(), sample.columns[target].to_pylist()
     trained = {value for value, split in zip(values, column, strict=True) if split == "train"}
     return set(column) == set(SPLITS) and (found.type == "number" or set(values) <= trained)
@@ -308,7 +310,7 @@ def _model(kind: str, used: Mapping[str, Meaning]) -> Keys:
 
 def _train(kind: str, rows: int, target: str) -> Keys:
     """Settings for so many training rows: some thousand steps for little data, some epochs for much."""
-    steps, least, most_rows = {"image": (1500, 3, 64), "text": (800, 3, 64)}.get(kind, (2500, 5, 256))
+    steps, least, most_rows = {"image": (1500, 3, 64), "text": (800, 3, 64)}.get(kind, (1500, 5, 256))
     batch: int | str = min(most_rows, 2 ** int(math.log2(max(8, rows / 20))))
     if rows < 2 * int(batch):
         batch = "all"
@@ -318,7 +320,7 @@ def _train(kind: str, rows: int, target: str) -> Keys:
         "epochs": epochs,
         "global_batch": batch,
         "shards": 2,
-        "optimizer": {"type": "adamw", "lr": 0.001, "weight_decay": 0.01, "clip_norm": 1.0},
+        "optimizer": {"type": "adamw", "lr": 0.002, "weight_decay": 0.01, "clip_norm": 1.0},
         "schedule": {"type": "cosine", "warmup_fraction": 0.05},
         "early_stop": {"metric": "validation.loss", "patience": max(3, epochs // 5)},
         "workers": {"min": 1, "max": 2},

@@ -190,8 +190,11 @@ def locate(path: str) -> tuple[pafs.FileSystem, str]:
 
 def _matching(filesystem: pafs.FileSystem, path: str, source: Source) -> list[pafs.FileInfo]:
     if _is_pattern(filesystem, path):
-        found = filesystem.get_file_info(pafs.FileSelector(_fixed(path), recursive=True, allow_not_found=True))
-        return [info for info in found if info.is_file and fnmatch.fnmatchcase(info.path, path)]
+        root = _fixed(path)
+        found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+        matching = [info for info in found if info.is_file and fnmatch.fnmatchcase(info.path, path)]
+        # As in a shell, what is hidden has to be asked for.
+        return matching if _hidden(path, root) else [info for info in matching if not _hidden(info.path, root)]
     info = filesystem.get_file_info(path)
     if info.type != pafs.FileType.Directory:
         return [info] if info.is_file else []

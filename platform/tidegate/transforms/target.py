@@ -60,8 +60,10 @@ class TargetTransform:
         return len(self.classes) if self.is_category else 1
 
     def apply(self, values: Array) -> Array:
-        """int64 class codes `[rows]`, or float32 standardised numbers `[rows]`. KeyError for a class
-        never seen, RequestError for a number that is too far from those of the training split."""
+        """int64 class codes `[rows]`, or float32 standardised numbers `[rows]`.
+
+        Raises KeyError for a class never seen, RequestError for a number too far from those of the training split.
+        """
         if self.is_category:
             return np.asarray([self._codes[str(value)] for value in values.tolist()], np.int64)
         mean, deviation = float(self.state["mean"]), float(self.state["deviation"])
