@@ -411,7 +411,7 @@ NAMES_ONLY = "name,y\n" + "".join(f"n{n},{n % 2}\n" for n in range(30))
         ("", [], "{folder}/rows.csv is no readable csv: Empty CSV file; correct the file"),
         ("a;b;y\n1;2;3\n", [], "has no comma, but ';'; expected fields divided by commas"),
         ("5.1,3.5,0\n4.9,3.0,1\n", [], "holds numbers: 5.1, 3.5, 0; expected a first line with the columns' names"),
-        (b"\x00\x01\xfe\xff\n\x89PNG,\x80\n", [], "rows.csv"),
+        (b"\x00\x01\xfe\xff\n\x89PNG,\x80\n", [], "1 columns, got 2: (bytes that are no UTF-8 text); correct the file"),
         ("x,y\n1,2,3\n", [], "rows.csv is no readable csv: CSV parse error: Row #2: Expected 2 columns, got 3"),
     ],
 )

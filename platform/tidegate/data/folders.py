@@ -56,6 +56,7 @@ def tables(
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(paths), FILES_A_TABLE):
             part = paths[start : start + FILES_A_TABLE]
+            values: dict[str, Sequence[str | bytes]]
             values = {LABEL: [label(path) for path in part], PATH: ["/".join(_relative(root, path)) for path in part]}
             if CONTENT[kind] in columns:
                 values[CONTENT[kind]] = list(pool.map(partial(_content, filesystem), part))

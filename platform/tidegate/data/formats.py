@@ -53,9 +53,10 @@ def readable(path: str, kind: str) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in one short line."""
-    printable = "".join(sign if sign.isprintable() else " " for sign in str(error))
-    return " ".join(printable.split())[:300]
+    """What an error says, in one short line. Of bytes that are no text, Arrow would show what it took them for."""
+    said, mark, _ = str(error).partition("\ufffd")
+    printable = "".join(sign if sign.isprintable() else " " for sign in said)
+    return " ".join(printable.split())[:300] + (" (bytes that are no UTF-8 text)" if mark else "")
 
 
 class Parquet:

@@ -85,7 +85,8 @@ def _of_tables(source: Source, files: list[SourceFile]) -> Sample:
 
 def _head(tables: Iterator[pa.Table], limit: int) -> tuple[list[pa.Table], bool]:
     """The first tables, up to about `limit` bytes; and whether they are all."""
-    found, size = [], 0
+    found: list[pa.Table] = []
+    size = 0
     for table in tables:
         if size > limit:
             return found, False
