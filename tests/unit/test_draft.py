@@ -304,6 +304,15 @@ def test_a_folder_of_texts(tmp_path: Path) -> None:
     first_outputs(spec)
 
 
+def test_names_that_yaml_would_take_for_something_else(tmp_path: Path) -> None:
+    names = ["yes", "on", "null", "~", "1", "0.5", "2024-01-01", "a: b", "#c", "- d", "'e", "{f}", "é\x7f\u2028", "😀"]
+    random = np.random.default_rng(0)
+    rows = [{name: float(random.normal()) for name in names} | {"off": number % 2} for number in range(60)]
+    _, spec = made(write(tmp_path / "odd.jsonl", rows), target="off")
+    assert list(spec.data.inputs) == names
+    first_outputs(spec)
+
+
 # Any mix of columns
 
 

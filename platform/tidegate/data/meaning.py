@@ -22,8 +22,6 @@ A_NAME = "a column needs a name of 1 to 256 characters that does not begin with 
 KEY_NAME = re.compile(r"(^|[_ .-])(id|key|index|uuid|guid|no|nr)$|^unnamed: \d+$", re.IGNORECASE)
 CLASS_NAMES = ("label", "target", "class", "category", "species", "kind", "type")
 PIXEL_NAMES = ("pixels", "pixel", "image", "images", "img")
-MOST_NUMBER = 1e30
-"""Beyond it, squares of numbers are beyond what the moments are computed in."""
 NEARLY_ALL = 0.95
 FEWEST_FOR_A_KEY = 10
 MOST_CATEGORIES = 1000
@@ -100,8 +98,6 @@ def aim(name: str, column: pa.Array) -> Aim:
         if distinct < 2:
             return Aim("number", "", f"holds {_only(known)}; a target needs at least two values")
         most = MOST_CATEGORIES if name.lower() in CLASS_NAMES else 20
-        if np.abs(finite).max() > MOST_NUMBER:
-            return Aim("number", "", f"holds numbers beyond {MOST_NUMBER:g}")
         if (finite % 1 != 0).any() or distinct > max(2, min(most, len(finite) // 5)):
             return Aim("number", f"{finite.min():g} to {finite.max():g}")
     labels, found = to_labels(column)
@@ -176,8 +172,6 @@ def _number(name: str, column: pa.Array) -> Meaning:
     distinct = np.unique(finite)
     if len(distinct) < 2:
         return Meaning("the same value in every row" if len(distinct) else "no number in any row")
-    if np.abs(distinct[[0, -1]]).max() > MOST_NUMBER:
-        return Meaning(f"numbers beyond {MOST_NUMBER:g}")
     keys: dict[str, Any] = {"type": "number"} | ({"missing": "mean"} if missing else {})
     note = f"{distinct[0]:g} to {distinct[-1]:g}" + (f"; {missing} missing" if missing else "")
     is_unique = len(distinct) == len(values) >= FEWEST_FOR_A_KEY and bool((distinct % 1 == 0).all())
