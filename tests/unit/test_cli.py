@@ -35,7 +35,16 @@ def tidegate(home: Path, *arguments: str, **variables: str) -> subprocess.Comple
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["up"], ["train"], ["models", "alias"], ["endpoints", "remove"], ["predict"], ["spec", "check"]],
+    [
+        [],
+        ["up"],
+        ["train"],
+        ["models", "alias"],
+        ["endpoints", "remove"],
+        ["predict"],
+        ["spec", "check"],
+        ["spec", "init"],
+    ],
 )
 def test_help_says_what_a_command_does(arguments: list[str], tmp_path: Path) -> None:
     done = tidegate(tmp_path, *arguments, "--help")

@@ -53,7 +53,7 @@ def test_csv_values_are_text_and_empty_fields_missing(tmp_path: Path) -> None:
     ],
 )
 def test_json_values_of_different_types(values: list[Any], found: list[Any]) -> None:
-    assert formats._array(values).to_pylist() == found
+    assert formats.array(values).to_pylist() == found
 
 
 json_values = st.recursive(
@@ -66,7 +66,7 @@ json_values = st.recursive(
 @given(values=st.lists(json_values, max_size=6))
 @settings(max_examples=500, deadline=None)
 def test_any_json_values_become_a_column_of_as_many_rows(values: list[Any]) -> None:
-    assert len(formats._array(values)) == len(values)
+    assert len(formats.array(values)) == len(values)
 
 
 def test_json_lines_may_lack_keys_and_be_blank(tmp_path: Path) -> None:

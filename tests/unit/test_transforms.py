@@ -146,6 +146,8 @@ def test_numbers_of_every_arrow_type(values: pa.Array, expected: list[float]) ->
         (NUMBER, pa.array(["inf", "nan"]), ["a number is infinite", "a number is missing or NaN"]),
         (NUMBER, pa.array([None, "x" * 5000]), ["a number is missing or NaN", f"'{'x' * 36}... is no number"]),
         (NUMBER, pa.nulls(2), ["a number is missing or NaN"] * 2),
+        (NUMBER, pa.array(["NA", " n/a", "null", "None", "?"]), ["a number is missing or NaN"] * 5),
+        (NUMBER, pa.array([3e38, -4e38, 1e300]), [None, *["a number is too large to use"] * 2]),
         (
             NUMBER,
             pa.array([[1.0], [], None, [1.0, 2.0]]),
@@ -269,6 +271,17 @@ def test_the_problem_of_each_category_that_does_not_fit() -> None:
     assert read(spec, pa.array([[1]]))[1] == ["[1] is neither a string nor a whole number"]
 
 
+def test_a_gap_may_be_a_category_of_its_own() -> None:
+    spec = CategoryInput(type="category", missing="empty")
+    for column in (pa.array(["b", None, ""]), pa.array([1.0, np.nan, None]), pa.array([True, None])):
+        values, problems = read(spec, column)
+        assert problems == [None] * len(column)
+        assert values.tolist()[1] == ""
+    assert read(spec, pa.array([1.5, None]))[1] == ["1.5 is neither a string nor a whole number", None]
+    fit = transform("x", fitted(spec, ["b", None, "a"]))
+    assert fit.apply(np.array(["", "b"], object))["x"].tolist() == [[0], [2]]
+
+
 # Text
 
 SENTENCES = [
@@ -351,6 +364,9 @@ def test_tokenizers_are_the_same_in_every_process() -> None:
 def test_the_problem_of_each_text_that_does_not_fit() -> None:
     assert read(TextInput(type="text"), pa.array(["a", "", None]))[1] == [None, None, "the text is missing"]
     assert read(TextInput(type="text"), pa.array([12345]))[1] == ["12345 is no text"]
+    values, problems = read(TextInput(type="text"), pa.array(["Bücher".encode(), b"\xef\xbb\xbfa", b"ab\xff", None]))
+    assert values.tolist()[:2] == ["Bücher", "a"]
+    assert problems == [None, None, "the bytes are no UTF-8 text from byte 2 on", "the text is missing"]
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=8))
@@ -541,8 +557,16 @@ def test_a_category_as_target_comes_back_as_it_was(values: list[Any], classes: l
     assert extreme["probabilities"][0].tolist() == [1.0] + [0.0] * (len(classes) - 1)
 
 
+def test_a_target_far_from_those_of_the_training_split_is_refused() -> None:
+    fit = TargetTransform("y", {"type": "number", "mean": 0.0, "deviation": 1e-10})
+    assert fit.apply(np.array([1.0])).tolist() == [np.float32(1e10)]
+    with pytest.raises(RequestError, match="y holds a number too large to use"):
+        fit.apply(np.array([1.0, 1e30]))
+
+
 def test_the_problem_of_each_target_that_does_not_fit() -> None:
     numbers = TargetColumn(Target(column="y", type="number"))
+    assert numbers.read(pa.array([1.0, 1e300]))[1].tolist() == [None, "a number is too large to use"]
     assert numbers.read(pa.array([1.0, None, np.inf]))[1].tolist() == [
         None,
         *["the number is missing or not finite"] * 2,

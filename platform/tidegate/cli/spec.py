@@ -1,4 +1,4 @@
-"""`tidegate spec`: check a spec without running it."""
+"""`tidegate spec`: a first spec for data that is there, and a check of a spec without running it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,44 @@ import click
 
 @click.group()
 def spec() -> None:
-    """Check run and endpoint specs."""
+    """Write a first spec; check run and endpoint specs."""
+
+
+@spec.command()
+@click.argument("data")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: NAME.yaml.")
+@click.option("--target", metavar="COLUMN", help="What is to be predicted. Guessed without it.")
+@click.option("--name", help="The spec's name. Default: from the data's.")
+def init(data: str, output: Path | None, target: str | None, name: str | None) -> None:
+    """Write a spec for DATA that trains as it stands.
+
+    DATA is a file, a folder, a quoted pattern or a URI: CSV, Parquet, JSON lines, or a folder for each class with
+    images or .txt files in it. A sample of it is looked at. What was guessed, and why a column is left out, stands in
+    comments.
+    """
+    from tidegate import draft
+    from tidegate.data.sources import shown
+    from tidegate.errors import SpecError
+
+    name = name or draft.name_of(data)
+    draft.check_name(name)
+    output = output or Path(f"{name}.yaml")
+    draft.check_output(output)
+    made = draft.draft(data, output.parent, target=target, name=name)
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(made.text)
+    except OSError as error:
+        raise SpecError(f"{output} cannot be written: {error.strerror}", remedy="write it elsewhere with -o") from None
+    asked = made.spec.data
+    guessed = " (guessed)" if made.is_target_guessed else ""
+    count = "1 input" if len(asked.inputs) == 1 else f"{len(asked.inputs)} inputs"
+    target = f"{asked.target.column!r}{guessed}"
+    click.echo(f"{output}: from {count} of {shown(data)} to {target}, model type {made.spec.model.type}")
+    if made.left_out:
+        names = [name or "a column without a name" for name in made.left_out]
+        click.echo(f"left out, for reasons in the file: {', '.join(names)}")
+    click.echo(f"read it, change what is wrong, and then: tidegate train {output}")
 
 
 @spec.command()

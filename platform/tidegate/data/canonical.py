@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from tidegate.data.prepared import SPLITS, TARGET
+from tidegate.data.sources import shown
 from tidegate.errors import DataError
 from tidegate.spec.data import Data
 from tidegate.transforms.base import Array, fits, problems
@@ -15,6 +17,7 @@ from tidegate.transforms.category import to_labels
 from tidegate.transforms.columns import canonical
 from tidegate.transforms.target import TargetColumn
 
+MOST_NAMES = 40
 PROBLEM, STRATUM, NAMED = "__problem", "__stratum", "__split"
 
 
@@ -40,24 +43,26 @@ class Canonicalise:
 
     def check(self, names: Sequence[str]) -> None:
         """Raise DataError when the source lacks a column that the spec names."""
-        missing = [f"{name!r} ({key})" for key, name in self._wanted().items() if name not in names]
+        missing = {key: name for key, name in self._wanted().items() if name not in names}
         if missing:
             raise DataError(
-                f"the source {self.data.source.path} has no column {', '.join(missing)}",
-                expected=f"one of its columns: {', '.join(names)}",
+                f"the source {shown(self.data.source.path)} has no column "
+                + ", ".join(f"{name!r} ({key})" for key, name in missing.items()),
+                expected=f"one of its columns: {listed(names)}",
+                remedy=nearest(missing, names),
             )
 
     def __call__(self, block: pa.Table) -> pa.Table:
         found, columns = problems(len(block)), {}
         for name, spec in self.data.inputs.items():
-            columns[name] = self._read(canonical(spec).read(_column(block, name)), name, found)
+            columns[name] = self._read(canonical(spec).read(column_of(block, name)), name, found)
         target = self.data.target
-        columns[TARGET] = self._read(TargetColumn(target).read(_column(block, target.column)), target.column, found)
+        columns[TARGET] = self._read(TargetColumn(target).read(column_of(block, target.column)), target.column, found)
         if self.data.split.stratify:
-            column = _column(block, self.data.split.stratify)
+            column = column_of(block, self.data.split.stratify)
             columns[STRATUM] = self._read(to_labels(column), self.data.split.stratify, found)
         if self.data.split.column:
-            column = _column(block, self.data.split.column)
+            column = column_of(block, self.data.split.column)
             columns[NAMED] = self._read(_split_names(column), self.data.split.column, found)
         columns[PROBLEM] = pa.array(found.tolist(), pa.string())
         return pa.table(columns)
@@ -71,6 +76,22 @@ class Canonicalise:
         return values
 
 
+def listed(names: Sequence[str]) -> str:
+    """Columns in a sentence; of very many, the first."""
+    return ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+
+
+def nearest(missing: Mapping[str, str], names: Sequence[str]) -> str:
+    """The columns that may have been meant."""
+    by_case = {name.lower(): name for name in names}
+    found = {
+        key: by_case[close[0]]
+        for key, name in missing.items()
+        if (close := difflib.get_close_matches(name.strip().lower(), by_case, n=1))
+    }
+    return f"did you mean {', '.join(f'{name!r} ({key})' for key, name in found.items())}?" if found else ""
+
+
 def _split_names(column: pa.Array) -> tuple[pa.Array, Array]:
     values, found = to_labels(column)
     for row, value in enumerate(values.to_pylist()):
@@ -79,7 +100,7 @@ def _split_names(column: pa.Array) -> tuple[pa.Array, Array]:
     return values, found
 
 
-def _column(block: pa.Table, name: str) -> pa.Array:
+def column_of(block: pa.Table, name: str) -> pa.Array:
     """One contiguous column; all null where a block of a ragged source lacks it. Ray's tensor columns become lists."""
     if name not in block.column_names:
         return pa.nulls(len(block), pa.string())

@@ -44,12 +44,19 @@ def readable(path: str, kind: str) -> Iterator[None]:
     """Turns what goes wrong while reading a file into a DataError."""
     try:
         yield
+    except PermissionError:
+        raise DataError(f"{path} may not be read by this user", remedy="give the user the right to read it") from None
     except (OSError, pa.ArrowException, ValueError) as error:
-        reason = "".join(sign if sign.isprintable() else " " for sign in str(error))
-        reason = " ".join(reason.split())
         raise DataError(
-            f"{path} is no readable {kind}: {reason[:300]}", remedy="correct the file or data.source.format"
+            f"{path} is no readable {kind}: {reason(error)}", remedy="correct the file or data.source.format"
         ) from None
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one short line. Of bytes that are no text, Arrow would show what it took them for."""
+    said, mark, _ = str(error).partition("\ufffd")
+    printable = "".join(sign if sign.isprintable() else " " for sign in said)
+    return " ".join(printable.split())[:300] + (" (bytes that are no UTF-8 text)" if mark else "")
 
 
 class Parquet:
@@ -119,7 +126,7 @@ class JsonLines:
         with filesystem.open_input_stream(path) as stream:
             objects = _objects(stream)
             while rows := list(islice(objects, CHUNK_ROWS)):
-                yield pa.table({name: _array([row.get(name) for row in rows]) for name in columns})
+                yield pa.table({name: array([row.get(name) for row in rows]) for name in columns})
 
 
 FORMATS: dict[str, Format] = {"parquet": Parquet(), "csv": Csv(), "jsonl": JsonLines()}
@@ -137,7 +144,7 @@ def _objects(stream: pa.NativeFile) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _array(values: list[Any]) -> pa.Array:
+def array(values: list[Any]) -> pa.Array:
     """An Arrow array. Where the types differ, the values become text; those that are no list among lists, missing."""
     try:
         return pa.array(values)

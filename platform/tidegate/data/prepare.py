@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ from tidegate.transforms.target import TargetColumn
 
 FILE_BYTES = 32 * 2**20
 Say = Callable[[str], None]
+Place = Callable[[int], str]
+"""How a message names a row."""
 
 
 def prepare(spec: Spec, say: Say) -> Prepared:
@@ -98,9 +101,9 @@ def _counts(prepared: Prepared) -> str:
 
 
 def _make(spec: Spec, files: list[sources.SourceFile], mark: str, work: Path, say: Say) -> None:
-    say(f"reading {len(files)} {'file' if len(files) == 1 else 'files'} of {spec.data.source.path}")
+    say(f"reading {len(files)} {'file' if len(files) == 1 else 'files'} of {sources.shown(spec.data.source.path)}")
     checked = _checked(spec.data, files)
-    order, dropped = _usable(spec.data, checked, say)
+    order, dropped = _usable(spec.data, checked, partial(sources.place, spec.data.source, files), say)
     parts = assign(spec.data.split, spec.seed, strata=order.get(STRATUM), named=order.get(NAMED), count=len(order[ROW]))
     rows_per_file = max(1, FILE_BYTES // row_bytes(spec.data))
     staged = stage(spec.data, checked, [order[ROW][part] for part in parts], rows_per_file, work)
@@ -135,7 +138,10 @@ def _checked(data: Data, files: list[sources.SourceFile]) -> ray.data.Dataset:
     count, number = ray.remote(_count), ray.remote(_numbered)
     counts = ray.get([count.remote(block) for block in blocks])
     if not sum(counts):
-        raise DataError(f"the source {data.source.path} has no rows")
+        raise DataError(
+            f"the source {sources.shown(data.source.path)} has no rows",
+            remedy="give it some, or correct data.source.path",
+        )
     starts = np.concatenate([[0], np.cumsum(counts)]).tolist()
     numbered = [number.remote(block, start) for block, start, rows in zip(blocks, starts, counts, strict=False) if rows]
     return ray.data.from_arrow_refs(numbered)
@@ -152,7 +158,7 @@ def _blocks(dataset: ray.data.Dataset) -> list[ray.ObjectRef[pa.Table]]:
         raise cause or error from None
 
 
-def _usable(data: Data, checked: ray.data.Dataset, say: Say) -> tuple[dict[str, Array], int]:
+def _usable(data: Data, checked: ray.data.Dataset, place: Place, say: Say) -> tuple[dict[str, Array], int]:
     """Row numbers, strata and split names of the rows that fit; and how many rows were dropped."""
     names = [ROW, PROBLEM, *([STRATUM] if data.split.stratify else []), *([NAMED] if data.split.column else [])]
     batches = checked.select_columns(names).iter_batches(batch_size=None, batch_format="pyarrow")
@@ -161,18 +167,21 @@ def _usable(data: Data, checked: ray.data.Dataset, say: Say) -> tuple[dict[str, 
     columns = {name: column_array(table.column(name)) for name in names}
     found = columns.pop(PROBLEM)
     usable = fits(found)
-    _judge(data.invalid_rows, columns[ROW], found, say)
+    _judge(data.invalid_rows, columns[ROW], found, place, say)
     kept = {name: values[usable] for name, values in columns.items()}
     return kept, int((~usable).sum())
 
 
-def _judge(rule: InvalidRows, rows: Rows, found: Array, say: Say) -> None:
+def _judge(rule: InvalidRows, rows: Rows, found: Array, place: Place, say: Say) -> None:
     """Raise DataError when invalid rows are more than the spec allows; say what is dropped otherwise."""
     wrong = np.flatnonzero(~fits(found))
     if not len(wrong):
         return
-    examples = "; ".join(f"row {rows[i]}: {found[i]}" for i in wrong[:5]) + ("; ..." if len(wrong) > 5 else "")
+    examples = "; ".join(f"{place(int(rows[i]))}: {found[i]}" for i in wrong[:5]) + ("; ..." if len(wrong) > 5 else "")
     summary = f"{len(wrong)} of {len(found)} rows do not fit ({examples})"
+    if len(wrong) == len(found):
+        column = str(found[wrong[0]]).partition(":")[0]
+        raise DataError(summary, remedy=f"no row is left: correct what the spec says of {column!r}, or the data")
     if rule.action == "refuse":
         raise DataError(summary, remedy="correct the data, or write data.invalid_rows: {action: drop}")
     if len(wrong) > rule.max_fraction * len(found):
@@ -194,5 +203,6 @@ def _fit(data: Data, staged: list[dict[str, Any]]) -> tuple[dict[str, State], St
         raise DataError(
             f"the training split has only the class {target['classes'][0]!r} in column {data.target.column}",
             expected="at least two classes",
+            remedy="correct data.target.column, or give rows of another class",
         )
     return states, target

@@ -11,23 +11,40 @@ from tidegate.spec.base import BrokenRules, Part
 Column = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^_]|^_[^_]")]
 """A column of the source. Names that begin with two underscores are kept for Tidegate's own columns."""
 
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+TABLES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+FORMATS = (
+    TABLES
+    | {f"{end}.gz": kind for end, kind in TABLES.items() if kind != "parquet"}
+    | dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"), "images")
+    | {".txt": "text"}
+)
+"""The format of a file by its ending, in lower case."""
+WRITTEN = "parquet, csv, jsonl, images or text"
+
+
+def format_of(path: str) -> str:
+    """The format that the ending of a path or URI tells. Empty when it tells none."""
+    named = (path.partition("?")[0] if "://" in path else path).lower()
+    return next((kind for ending, kind in FORMATS.items() if named.endswith(ending)), "")
 
 
 class Source(Part):
-    """Files to read: path, directory or glob. Relative paths start at the spec file; `$VARIABLES` are filled in."""
+    """Files to read: path, directory, glob or URI. Relative paths start at the spec file; `$VARIABLES` are filled in.
+
+    `images` and `text` are a folder for each class with files in it: columns `image` or `text`, `label` and `path`.
+    """
 
     path: str = Field(min_length=1)
-    format: Literal["parquet", "csv", "jsonl"] | None = None
+    format: Literal["parquet", "csv", "jsonl", "images", "text"] | None = None
 
     def resolved_format(self) -> str:
         """The format given, else the one the path's ending tells. Empty when neither does."""
-        return self.format or next((kind for end, kind in FORMATS.items() if self.path.endswith(end)), "")
+        return self.format or format_of(self.path)
 
     @model_validator(mode="after")
     def _format_is_known(self) -> Source:
         if not self.resolved_format():
-            raise BrokenRules([("format", f"cannot be told from the path {self.path!r}; write parquet, csv or jsonl")])
+            raise BrokenRules([("format", f"cannot be told from the path {self.path!r}; write {WRITTEN}")])
         return self
 
 
@@ -41,10 +58,11 @@ class NumberInput(Part):
 
 
 class CategoryInput(Part):
-    """One of a set of values, learned from the training split."""
+    """One of a set of values, learned from the training split. `missing: empty` takes a gap for an empty string."""
 
     type: Literal["category"]
     unknown: Literal["refuse", "bucket"] = "refuse"
+    missing: Literal["refuse", "empty"] = "refuse"
 
 
 class TextInput(Part):

@@ -86,13 +86,13 @@ def load(path: str | Path) -> Spec:
 
 def located(spec: Spec, folder: Path) -> Spec:
     """The same spec with `$VARIABLES` and relative paths filled in, and the endpoint's file read."""
-    source = spec.data.source.model_copy(update={"path": _absolute("data.source.path", spec.data.source.path, folder)})
+    source = spec.data.source.model_copy(update={"path": absolute("data.source.path", spec.data.source.path, folder)})
     publish, train = spec.publish, spec.train
     if train.checkpoint.path:
-        path = _absolute("train.checkpoint.path", train.checkpoint.path, folder)
+        path = absolute("train.checkpoint.path", train.checkpoint.path, folder)
         train = train.model_copy(update={"checkpoint": train.checkpoint.model_copy(update={"path": path})})
     if isinstance(publish.endpoint, str):
-        endpoint = document.read(Endpoint, _absolute("publish.endpoint", publish.endpoint, folder))
+        endpoint = document.read(Endpoint, absolute("publish.endpoint", publish.endpoint, folder))
         publish = publish.model_copy(update={"endpoint": endpoint})
     data = spec.data.model_copy(update={"source": source})
     return spec.model_copy(update={"data": data, "publish": publish, "train": train})
@@ -119,13 +119,15 @@ def shipped(spec: Spec, folder: Path) -> tuple[Spec, list[str]]:
         path = there("train.checkpoint.path", train.checkpoint.path)
         train = train.model_copy(update={"checkpoint": train.checkpoint.model_copy(update={"path": path})})
     if isinstance(publish.endpoint, str):
-        endpoint = document.read(Endpoint, _absolute("publish.endpoint", publish.endpoint, folder))
+        endpoint = document.read(Endpoint, absolute("publish.endpoint", publish.endpoint, folder))
         publish = publish.model_copy(update={"endpoint": endpoint})
     data = spec.data.model_copy(update={"source": source})
     return spec.model_copy(update={"data": data, "publish": publish, "train": train}), notes
 
 
-def _absolute(key: str, path: str, folder: Path) -> str:
+def absolute(key: str, path: str, folder: Path) -> str:
+    """A path of a spec in `folder`, with `$VARIABLES` filled in. Raises SpecError, with the key, for one not set."""
+
     def value(variable: re.Match[str]) -> str:
         name = variable[1] or variable[2]
         if name == settings.HOME.name:

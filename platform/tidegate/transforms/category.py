@@ -13,6 +13,7 @@ from tidegate.spec.data import CategoryInput
 from tidegate.transforms.base import Array, Feature, State, merged_counts, problems, shortened
 
 UNKNOWN = "bucket"
+MISSING = "the value is missing"
 
 
 class CategoryColumn:
@@ -23,7 +24,10 @@ class CategoryColumn:
         self.row_bytes = 4
 
     def read(self, column: pa.Array) -> tuple[pa.Array, Array]:
-        return to_labels(column)
+        values, found = to_labels(column)
+        if self.spec.missing == "empty":
+            found[found == MISSING] = None
+        return values, found
 
     def partial(self, values: Array) -> State:
         names, counts = np.unique(values.astype(str), return_counts=True)
@@ -69,7 +73,7 @@ def to_labels(column: pa.Array) -> tuple[pa.Array, Array]:
         elif isinstance(item, float) and item.is_integer():
             values[row] = str(int(item))
         elif item is None or item != item:
-            found[row] = "the value is missing"
+            found[row] = MISSING
         else:
             found[row] = f"{shortened(repr(item))} is neither a string nor a whole number"
     return pa.array(values, pa.string()), found

@@ -13,6 +13,13 @@ from tidegate.signature import TensorSpec
 from tidegate.spec.data import NumberInput
 from tidegate.transforms.base import Array, Feature, State, fits, merged_moments, moments, problems, shortened
 
+GAPS = ("", "na", "n/a", "nan", "null", "none", "?")
+"""Words that stand for no value in a column of numbers, in lower case, as tables of other programs have them."""
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Models compute in float32, and of larger numbers the square has no float64 any more."""
+TOO_LARGE = "a number is too large to use"
+
 
 class NumberColumn:
     """Reads a column of numbers, or of lists of `length`. Canonical: float64 `[rows, length]`, NaN = missing."""
@@ -27,6 +34,7 @@ class NumberColumn:
             missing = np.isnan(values).any(axis=1)
             found[missing & fits(found)] = "a number is missing or NaN"
         found[np.isinf(values).any(axis=1) & fits(found)] = "a number is infinite"
+        found[(np.abs(values) > LARGEST).any(axis=1) & fits(found)] = TOO_LARGE
         return fixed_lists(values), found
 
     def partial(self, values: Array) -> State:
@@ -113,7 +121,7 @@ def _cast(column: pa.Array) -> tuple[Array, Array]:
             pass  # Something is no number: find out which.
     values, wrong = np.full(len(column), np.nan), np.zeros(len(column), bool)
     for row, item in enumerate(column.to_pylist()):
-        if item is None or (isinstance(item, str) and not item.strip()):
+        if item is None or (isinstance(item, str) and item.strip().lower() in GAPS):
             continue
         try:
             values[row] = float(item)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tidegate.errors import RequestError
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import Target
 from tidegate.transforms.base import Array, State, fits, merged_counts, merged_moments, moments
 from tidegate.transforms.category import datatype, labels, to_labels, vocabulary
-from tidegate.transforms.number import fixed_lists, to_numbers
+from tidegate.transforms.number import LARGEST, TOO_LARGE, fixed_lists, to_numbers
 
 
 class TargetColumn:
@@ -26,6 +27,7 @@ class TargetColumn:
             return to_labels(column)
         values, found = to_numbers(column, 1)
         found[~np.isfinite(values).all(axis=1) & fits(found)] = "the number is missing or not finite"
+        found[(np.abs(values) > LARGEST).all(axis=1) & fits(found)] = TOO_LARGE
         return fixed_lists(values), found
 
     def partial(self, values: Array) -> State:
@@ -58,11 +60,18 @@ class TargetTransform:
         return len(self.classes) if self.is_category else 1
 
     def apply(self, values: Array) -> Array:
-        """int64 class codes `[rows]`, or float32 standardised numbers `[rows]`. KeyError for a class never seen."""
+        """int64 class codes `[rows]`, or float32 standardised numbers `[rows]`.
+
+        Raises KeyError for a class never seen, RequestError for a number too far from those of the training split.
+        """
         if self.is_category:
             return np.asarray([self._codes[str(value)] for value in values.tolist()], np.int64)
         mean, deviation = float(self.state["mean"]), float(self.state["deviation"])
-        return ((values.reshape(-1) - mean) / deviation).astype(np.float32)
+        with np.errstate(over="ignore"):
+            result: Array = ((values.reshape(-1) - mean) / deviation).astype(np.float32)
+        if not np.isfinite(result).all():
+            raise RequestError(f"{self.column} holds a number too large to use", expected="finite float32 values")
+        return result
 
     def unscaled(self, outputs: Any) -> Any:
         """Raw model outputs in the user's unit: logits as they are, numbers scaled back. NumPy or torch."""

@@ -18,7 +18,7 @@ SPECIAL = ["[PAD]", "[UNK]"]
 
 
 class TextColumn:
-    """Reads a column of strings. Canonical: strings."""
+    """Reads a column of strings, or of bytes in UTF-8. Canonical: strings."""
 
     def __init__(self, spec: TextInput) -> None:
         self.spec = spec
@@ -27,7 +27,12 @@ class TextColumn:
     def read(self, column: pa.Array) -> tuple[pa.Array, Array]:
         found, values = problems(len(column)), [""] * len(column)
         for row, item in enumerate(column.to_pylist()):
-            if isinstance(item, str):
+            if isinstance(item, bytes):
+                try:
+                    values[row] = item.decode("utf-8-sig")
+                except UnicodeDecodeError as error:
+                    found[row] = f"the bytes are no UTF-8 text from byte {error.start} on"
+            elif isinstance(item, str):
                 values[row] = item
             else:
                 found[row] = "the text is missing" if item is None else f"{shortened(repr(item))} is no text"

@@ -1,4 +1,4 @@
-"""The pages: that on specs names every key there is, that on the cluster shows commands, names and flags that exist."""
+"""What the page on the cluster shows exists: commands, names and flags."""
 
 from __future__ import annotations
 
@@ -14,25 +14,8 @@ import pytest
 import tidegate as tg
 from tidegate.cli.main import tidegate
 from tidegate.cluster_environment import NODE_FLAGS
-from tidegate.spec.endpoint import Endpoint
-from tidegate.spec.run import Spec
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "spec.md").read_text()
-WORDS = set(re.findall(r"`\.?([a-z_.]+)`", PAGE))
-
-
-def keys(schema: dict[str, Any]) -> set[str]:
-    parts = [schema, *schema.get("$defs", {}).values()]
-    return {key for part in parts for key in part.get("properties", {})}
-
-
-@pytest.mark.parametrize("kind", [Spec, Endpoint])
-def test_every_key_is_explained(kind: type[Spec] | type[Endpoint]) -> None:
-    named = {part for word in WORDS for part in word.split(".")}
-    assert keys(kind.model_json_schema()) - named == set()
-
-
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CLUSTER = BLOCK.findall((DOCS / "cluster.md").read_text())
 SHELL = [line for language, text in CLUSTER if language == "bash" for line in text.splitlines()]
