@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tidegate import connection, lifecycle, registry, tracking
+from tidegate import connection, lifecycle, registration, registry, tracking
 from tidegate.client import Client
 from tidegate.console import Console
 from tidegate.errors import NotFoundError
@@ -29,6 +29,9 @@ from tidegate.training import control
 from tidegate.training.fit import Fit
 from tidegate.training.progress import News
 from tidegate.transforms.base import Array
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Loop = Callable[[Fit], None]
 
@@ -204,6 +207,28 @@ def capacity_report() -> Report:
     """Who has the cluster's devices, who wants them, and why the last decisions were made."""
     connection.connect()
     return arbiter.report()
+
+
+def register(
+    what: nn.Module | str | Path,
+    *,
+    name: str,
+    example: object = None,
+    build: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    inputs: str | Sequence[str] | None = None,
+    alias: str | None = None,
+    reason: str = "registered",
+) -> Version:
+    """Register a model that is trained already: a module, a .safetensors file, or a Hugging Face folder.
+
+    `example` is a few rows of what the module takes: an array, a mapping of arrays, a DataFrame, or a file of one.
+    `build` names what makes the module, as `package.module:name`, and `args` are its arguments; a module without
+    `build` is made by its class. `inputs` names the columns of the example to take; a single name makes all of them one
+    input. The same content is registered once. No cluster is needed. Raises SpecError for what cannot be registered.
+    """
+    about = registration.About(example, build, args, inputs)
+    return registration.register(what, about, name=name, alias=alias, reason=reason, who=lifecycle.user())
 
 
 def set_alias(name: str, alias: str, version: Version | int, *, reason: str) -> Version:

@@ -26,6 +26,7 @@ from ports import free_port
 from tidegate import artifact, cluster, connection, ray_internals, registry
 from tidegate.data.prepared import Prepared
 from tidegate.errors import ClusterError, NotFoundError
+from tidegate.models.build import build
 from tidegate.serving import deploy
 from tidegate.serving.status import EndpointStatus
 from tidegate.spec.endpoint import Endpoint, Replicas
@@ -79,7 +80,7 @@ def register(folder: Path, number: int) -> None:
     column = {"type": "number", "length": 2, "missing": "refuse", "fill": [0, 0], "shift": [0, 0], "scale": [1, 1]}
     target = {"column": "y", "state": {"type": "number", "mean": float(number), "deviation": 1.0}}
     prepared = Prepared(folder, {"columns": {"x": column}, "target": target})
-    module = artifact.build(SPEC.model, prepared.features, prepared.target.num_outputs, seed=0)
+    module = build(SPEC.model, prepared.features, prepared.target.num_outputs, seed=0)
     weights = {name: torch.zeros_like(tensor) for name, tensor in module.state_dict().items()}
     digest = artifact.write(folder, SPEC, prepared, weights)
     version = registry.register("numbers", path=folder, digest=digest, run_id=f"run-{number}", metrics={}, lineage={})

@@ -18,7 +18,7 @@ LIGHT = ("errors", "settings", "spec", "protocol", "signature", "tensors", "clie
 NO_RAY = (
     *LIGHT,
     *("data.plan", "data.random", "data.splits", "data.prepared", "data.local_feed"),
-    *("models", "transforms", "artifact", "evaluation"),
+    *("models", "transforms", "artifact", "evaluation", "loaded", "example", "trial", "registration"),
 )
 
 

@@ -33,6 +33,7 @@ for command in (
     runs.resume,
     runs.stop,
     models.models,
+    models.register,
     capacity.capacity,
     endpoints.deploy,
     endpoints.endpoints,
