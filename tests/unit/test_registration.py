@@ -59,7 +59,8 @@ NETS = """
 
     class Mapped(Two):
         def forward(self, inputs):
-            return tuple(super().forward(**inputs).values())[:2]
+            city, series = inputs.values()
+            return tuple(super().forward(series, city).values())[:2]
 
 
     class Named(nn.Linear):
@@ -287,7 +288,7 @@ def test_several_inputs_go_by_keyword_or_as_a_mapping(nets: Any, kind: str) -> N
     inputs = {"series": torch.from_numpy(SERIES), "city": torch.from_numpy(CITIES)}
     found = model.predict({"series": SERIES, "city": CITIES})
     with torch.no_grad():
-        wanted = module(**inputs) if kind == "Two" else module(inputs)
+        wanted = module(**inputs) if kind == "Two" else module(dict(reversed(inputs.items())))
     if kind == "Two":
         assert {name: tensor.datatype for name, tensor in zip(found, model.signature.outputs, strict=True)} == {
             "sum": "FP32",
@@ -436,6 +437,11 @@ def forgetful(nets: Any, folder: Path) -> dict[str, Any]:
     return {"what": module, "example": ROWS}
 
 
+def pickled_rows(nets: Any, folder: Path) -> dict[str, Any]:
+    np.savez(folder / "rows.npz", measures=np.array([None], dtype=object))
+    return {"what": nets.Net(), "example": "rows.npz"}
+
+
 MISTAKES: dict[str, tuple[Mistake, str]] = {
     "a lambda": (
         lambda nets, folder: {"what": lambda x: x},
@@ -492,6 +498,7 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
         r"example has \{'series': 5, 'city': 2\} rows; expected a few rows, equally many",
     ),
     "no such input": (a_module("Net", inputs=["x"], example={"a": ROWS}), r"example has no x; expected some of a"),
+    "a pickle as example": (pickled_rows, r"example rows.npz cannot be read: .*allow_pickle"),
     "no such file": (a_module("Net", example="rows.npz"), r"example rows.npz cannot be read: "),
     "another file as example": (a_module("Net", example="rows.xls"), r"rows.xls is of no known kind; expected a file"),
     "other columns": (a_module("Net", example=ROWS[:, :2]), r"nets:Net fails on the example \(measures float32 \[5, 2"),
