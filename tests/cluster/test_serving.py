@@ -25,6 +25,7 @@ import ray
 import torch
 from ray.serve.schema import ServeDeploySchema
 
+from local_ray import quiet
 from mutations import mutated
 from ports import free_port
 from tidegate import artifact, cluster, connection, ray_internals, registry
@@ -233,6 +234,7 @@ def test_the_root_tells_of_server_and_endpoints(url: str) -> None:
 def test_a_registered_module_serves_as_the_page_shows(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    quiet()
     page = (Path(__file__).parents[2] / "docs" / "register.md").read_text()
     source, registering, deploying, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "nets.py").write_text(source)
