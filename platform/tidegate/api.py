@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tidegate import connection, lifecycle, registry, tracking
+from tidegate import connection, lifecycle, registration, registry, tracking
 from tidegate.client import Client
 from tidegate.errors import ClusterError, SpecError
 from tidegate.handle import Loop, Run
@@ -25,6 +25,9 @@ from tidegate.spec.endpoint import Endpoint
 from tidegate.spec.run import Spec
 from tidegate.tracking import RunRecord
 from tidegate.transforms.base import Array
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,28 @@ def capacity_report() -> Report:
     _refuse_far("the report", "`tidegate --address ... capacity`")
     connection.connect()
     return arbiter.report()
+
+
+def register(
+    what: nn.Module | str | Path,
+    *,
+    name: str,
+    example: object = None,
+    build: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    inputs: str | Sequence[str] | None = None,
+    alias: str | None = None,
+    reason: str = "registered",
+) -> Version:
+    """Register a model that is trained already: a module, a .safetensors file, or a Hugging Face folder.
+
+    `example` is a few rows of what the module takes: an array, a mapping of arrays, a DataFrame, or a file of one.
+    `build` names what makes the module, as `package.module:name`, and `args` are its arguments; a module without
+    `build` is made by its class. `inputs` names the columns of the example to take; a single name makes all of them one
+    input. The same content is registered once. No cluster is needed. Raises SpecError for what cannot be registered.
+    """
+    about = registration.About(example, build, args, inputs)
+    return registration.register(what, about, name=name, alias=alias, reason=reason, who=lifecycle.user())
 
 
 def set_alias(name: str, alias: str, version: Version | int, *, reason: str) -> Version:

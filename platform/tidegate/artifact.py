@@ -3,13 +3,17 @@
     weights.safetensors   the module's tensors
     model.json            model type, transforms with their fitted state, target, signature, what decided the training
     code/                 the sources of a person's own model
+    folder/               config and tokenizer of a registered Hugging Face folder
+    example.safetensors   a row for a registered module, and what it answered
     artifact.json         sha256 of all these and the content digest; written last
     about/                the model card, lineage, report and pictures: they describe the version, and are no part of it
 
-The content digest covers weights, transforms, signature, sources and the normalised spec (not the number of workers,
-names or paths): two runs that made the same model have the same digest. It is checked at every load. Nothing here is
-pickled. But loading a version with sources executes them: who registers an own model is trusted like who writes the
-platform's code, and the digest holds the sources to what was registered.
+A version that was registered, not trained here, has neither transforms nor target nor spec.
+
+The content digest covers weights, transforms, signature, sources, the folder's files and the normalised spec (not the
+number of workers, names, paths or the example): two runs that made the same model have the same digest. It is checked
+at every load. Nothing here is pickled. But loading a version with sources executes them: who registers an own model is
+trusted like who writes the platform's code, and the digest holds the sources to what was registered.
 """
 
 from __future__ import annotations
@@ -18,11 +22,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -30,54 +34,32 @@ from torch import Tensor
 
 from tidegate.data.prepared import Prepared
 from tidegate.errors import ArtifactError, SpecError
-from tidegate.models.build import build, misfit
+from tidegate.loaded import Folder, Given, Model, Trained
 from tidegate.models.code import Code
 from tidegate.signature import Signature
 from tidegate.spec.model import Custom
-from tidegate.spec.model import Model as ModelSpec
+from tidegate.spec.registered import HuggingFace, Module
 from tidegate.spec.run import Spec
 from tidegate.transforms.base import Array
-from tidegate.transforms.columns import Columns
-from tidegate.transforms.target import TargetTransform
 
 FORMAT = 1
 WEIGHTS, MODEL, MANIFEST, ABOUT = "weights.safetensors", "model.json", "artifact.json", "about"
-CODE = "code/"
+EXAMPLE, INPUTS, OUTPUTS = "example.safetensors", "inputs.", "outputs."
+CODE, FOLDER = "code/", "folder/"
+_LISTED = rf"{CODE}(\w+/)*\w+\.py|{FOLDER}\w+\.json"
 
 
-class Model:
-    """A loaded model version. `predict` may be called from several threads."""
+@dataclass(frozen=True)
+class Contents:
+    """The verified files of a version."""
 
-    def __init__(
-        self, document: Mapping[str, Any], weights: Mapping[str, Tensor], code: Code, digest: str, device: str = "cpu"
-    ) -> None:
-        self.name, self.digest = str(document["name"]), digest
-        self.signature = Signature.from_json(document["signature"])
-        self.columns = Columns(document["columns"])
-        self.target = TargetTransform(document["target"]["column"], document["target"]["state"])
-        options: Any = TypeAdapter(ModelSpec).validate_python(document["model"])
-        features = [column.feature for column in self.columns.transforms.values()]
-        self.module = build(options, features, self.target.num_outputs, seed=0, code=code)
-        if reason := misfit(self.module, weights):
-            raise ValueError(f"its weights do not fit the module that its spec makes ({reason})")
-        self.module.load_state_dict(dict(weights))
-        self.module.eval().to(device)
-        self._device = device
+    document: dict[str, Any]
+    files: dict[str, bytes]
+    digest: str
 
-    def predict(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Answers by output name, `[rows, ...]`, for columns as the signature names them.
-
-        Raises RequestError for values the model cannot take.
-        """
-        arrays = self.columns.apply(inputs)
-        with torch.inference_mode():
-            outputs = self.module({name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()})
-        raw = outputs.float().cpu().numpy()
-        return self.target.answers(raw if self.target.is_category else raw.reshape(-1))
-
-    def example(self, rows: int = 1) -> dict[str, Array]:
-        """Inputs that the model can take, for a warm-up."""
-        return self.columns.example(rows)
+    def below(self, folder: str) -> dict[str, bytes]:
+        """The files of a folder, by their paths in it."""
+        return {name.removeprefix(folder): data for name, data in self.files.items() if name.startswith(folder)}
 
 
 def write(folder: Path, spec: Spec, prepared: Prepared, weights: Mapping[str, Tensor], code: Code | None = None) -> str:
@@ -96,15 +78,38 @@ def write(folder: Path, spec: Spec, prepared: Prepared, weights: Mapping[str, Te
         "signature": _signature(prepared).to_json(),
         "spec": normalised(spec),
     }
-    files = {WEIGHTS: _tensor_bytes(weights), MODEL: json.dumps(document, sort_keys=True, indent=1).encode()}
-    files |= {f"{CODE}{path}": text.encode() for path, text in code.files.items()} if code else {}
-    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    digest = _digest(document, sums)
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "digest": digest, "sha256": sums}, indent=1))
-    return digest
+    return _write(folder, document, {WEIGHTS: _tensor_bytes(weights)} | _sources(code))
+
+
+def write_module(
+    folder: Path,
+    name: str,
+    options: Module,
+    signature: Signature,
+    weights: Mapping[str, Tensor],
+    code: Code,
+    example: Mapping[str, Array],
+    answers: Mapping[str, Array],
+) -> str:
+    """Write the artifact of a module that was not trained here; the content digest.
+
+    `example` is a row for each input, `answers` what the module says to it.
+    """
+    kept = {f"{INPUTS}{key}": array for key, array in example.items()}
+    kept |= {f"{OUTPUTS}{key}": array for key, array in answers.items()}
+    files = {
+        WEIGHTS: _tensor_bytes(weights),
+        EXAMPLE: _tensor_bytes({key: torch.from_numpy(array) for key, array in kept.items()}),
+    }
+    return _write(folder, _registered(name, options, signature), files | _sources(code))
+
+
+def write_folder(
+    folder: Path, name: str, options: HuggingFace, signature: Signature, weights: bytes, files: Mapping[str, bytes]
+) -> str:
+    """Write the artifact of a Hugging Face folder, its files as they are; the content digest."""
+    kept = {f"{FOLDER}{path}": data for path, data in files.items()}
+    return _write(folder, _registered(name, options, signature), {WEIGHTS: weights} | kept)
 
 
 def load(folder: Path, digest: str | None = None, device: str = "cpu") -> Model:
@@ -116,25 +121,56 @@ def load(folder: Path, digest: str | None = None, device: str = "cpu") -> Model:
     model does not build here.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']}, not {FORMAT}")
-        sums = manifest["sha256"]
-        files = {name: _verified(folder, name, sums[name]) for name in {WEIGHTS, MODEL, *sums}}
-        document = json.loads(files[MODEL])
-        found = _digest(document, sums)
-        if found != manifest["digest"] or (digest is not None and found != digest):
-            raise ValueError(f"its digest is {found[:12]}, not {(digest or manifest['digest'])[:12]}")
-        code = Code({name.removeprefix(CODE): files[name].decode() for name in files if name.startswith(CODE)})
-        return Model(document, load_tensors(files[WEIGHTS]), code, found, device)
+        return _model(_read(folder, digest), device)
     except SpecError as error:
         raise ArtifactError(
-            f"the model version in {folder} cannot be used: {error}", remedy="install the packages it was trained with"
+            f"the model version in {folder} cannot be used: {error}", remedy="install the packages it was made with"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except _DAMAGES as error:
         raise ArtifactError(
-            f"the model version in {folder} cannot be used: {error}", remedy="restore its files, or train it again"
+            f"the model version in {folder} cannot be used: {error}",
+            remedy="restore its files, or train or register it again",
         ) from None
+
+
+def is_whole(folder: Path, digest: str) -> bool:
+    """Whether all files of a version are there, with the content that `digest` says. Executes nothing."""
+    try:
+        return _read(folder, digest).digest == digest
+    except _DAMAGES:
+        return False
+
+
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+
+
+def _read(folder: Path, digest: str | None) -> Contents:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"format {manifest['format']}, not {FORMAT}")
+    sums = manifest["sha256"]
+    files = {name: _verified(folder, name, sums[name]) for name in {WEIGHTS, MODEL, *sums}}
+    document = json.loads(files[MODEL])
+    found = _digest(document, sums)
+    if found != manifest["digest"] or (digest is not None and found != digest):
+        raise ValueError(f"its digest is {found[:12]}, not {(digest or manifest['digest'])[:12]}")
+    return Contents(document, files, found)
+
+
+def _model(contents: Contents, device: str) -> Model:
+    document, digest, weights = contents.document, contents.digest, load_tensors(contents.files[WEIGHTS])
+    kind = document["model"]["type"]
+    if kind == "huggingface":
+        return Folder(document, weights, contents.below(FOLDER), digest, device)
+    code = Code({path: data.decode() for path, data in contents.below(CODE).items()})
+    if kind == "module":
+        kept = {key: tensor.numpy() for key, tensor in load_tensors(contents.files[EXAMPLE]).items()}
+        inputs, outputs = (
+            {key.removeprefix(side): array for key, array in kept.items() if key.startswith(side)}
+            for side in (INPUTS, OUTPUTS)
+        )
+        return Given(document, weights, code, (inputs, outputs), digest, device)
+    return Trained(document, weights, code, digest, device)
 
 
 def normalised(spec: Spec) -> dict[str, Any]:
@@ -143,6 +179,26 @@ def normalised(spec: Spec) -> dict[str, Any]:
     train |= {"threads": spec.train.workers.cpu, "checkpoint": {"best": spec.train.checkpoint.best}}
     data = spec.data.model_dump(include={"inputs", "target", "split", "invalid_rows"})
     return {"seed": spec.seed, "data": data, "model": spec.model.model_dump(), "train": train}
+
+
+def _registered(name: str, options: Module | HuggingFace, signature: Signature) -> dict[str, Any]:
+    own = {"name": name, "task": None, "model": options.model_dump(), "signature": signature.to_json()}
+    return own | {"columns": {}, "target": None, "spec": None}
+
+
+def _sources(code: Code | None) -> dict[str, bytes]:
+    return {f"{CODE}{path}": text.encode() for path, text in code.files.items()} if code else {}
+
+
+def _write(folder: Path, document: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
+    files = {**files, MODEL: json.dumps(document, sort_keys=True, indent=1).encode()}
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    digest = _digest(document, sums)
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "digest": digest, "sha256": sums}, indent=1))
+    return digest
 
 
 def _tensor_bytes(weights: Mapping[str, Tensor]) -> bytes:
@@ -158,13 +214,13 @@ def _signature(prepared: Prepared) -> Signature:
 
 def _digest(document: Mapping[str, Any], sums: Mapping[str, str]) -> str:
     content = {key: document[key] for key in ("task", "model", "columns", "target", "signature", "spec")}
-    sources = {name: sums[name] for name in sums if name.startswith(CODE)}
+    sources = {name: sums[name] for name in sums if name.startswith((CODE, FOLDER))}
     parts = [content, sums[WEIGHTS], *([sources] if sources else [])]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _verified(folder: Path, name: str, expected: str) -> bytes:
-    if name not in (WEIGHTS, MODEL) and not re.fullmatch(rf"{CODE}(\w+/)*\w+\.py", name):
+    if name not in (WEIGHTS, MODEL, EXAMPLE) and not re.fullmatch(_LISTED, name):
         raise ValueError(f"{MANIFEST} names {name!r}, which is no file of a model version")
     data = (folder / name).read_bytes()
     if hashlib.sha256(data).hexdigest() != expected:

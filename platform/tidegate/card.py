@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from tidegate.evaluation import Report
 from tidegate.evaluation_text import render
+from tidegate.signature import Signature
 from tidegate.spec.run import Spec
 
 
@@ -23,6 +25,25 @@ def card(spec: Spec, digest: str, report: Report, lineage: Mapping[str, Any]) ->
         _section("Training", _training(spec, lineage)),
         f"## Test results\n\n```\n{render(report, f'{spec.name}, test split')}\n```",
         _section("Identity", [("Content digest", digest), *_packages(lineage)]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def registered_card(name: str, digest: str, what: str, signature: Signature, lineage: Mapping[str, Any]) -> str:
+    """Markdown, for a model that was not trained here."""
+    takes, answers = (
+        [(tensor.name, f"{tensor.datatype} {list(tensor.shape)}") for tensor in side]
+        for side in (signature.inputs, signature.outputs)
+    )
+    made = {key: value for key, value in lineage.items() if key != "packages"}
+    parts = [
+        f"# {name}",
+        f"{what}. It was registered as it is and not trained by Tidegate, which knows nothing of its data and has not "
+        "evaluated it.",
+        _section("Takes", takes),
+        _section("Answers", answers),
+        _section("Made from", [(key, json.dumps(value)) for key, value in made.items()]),
+        _section("Identity", [("Content digest", digest), *lineage["packages"].items()]),
     ]
     return "\n\n".join(parts) + "\n"
 

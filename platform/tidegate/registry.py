@@ -34,7 +34,10 @@ _RESERVED = re.compile(r"[0-9]+|v[0-9]+|latest")
 
 @dataclass(frozen=True)
 class Version:
-    """One registered model. `path` is its folder, `digest` what that folder must hold, `created` ISO-8601 UTC."""
+    """One registered model. `path` is its folder, `digest` what that folder must hold, `created` ISO-8601 UTC.
+
+    `run_id` is the run that trained it; empty for a model that was registered without training.
+    """
 
     name: str
     number: int
@@ -68,10 +71,9 @@ def register(
     """Add the model in folder `path` as the next version of `name`.
 
     The same digest from the same run is registered once: the version it has is returned. `run_id` is a run's name or
-    MLflow id; one that is not recorded is kept as given. `lineage` must be JSON.
+    MLflow id, or empty; one that is not recorded is kept as given. `lineage` must be JSON.
     """
-    if not _NAME.fullmatch(name):
-        raise SpecError(f"model name {name!r}", expected="lower-case letters, digits, '-' and '_', at most 63")
+    check_name(name)
     tags = {
         tracking.RUN_TAG: run_id,
         DIGEST_TAG: digest,
@@ -129,7 +131,7 @@ def set_alias(name: str, alias: str, number: int, *, who: str, why: str) -> Vers
 
     Raises NotFoundError for a version that does not exist and SpecError for an alias that could be taken for one.
     """
-    _check_alias(alias)
+    check_alias(alias)
     with store.exclusive():
         chosen = version(f"{name}@{number}")
         if alias in chosen.aliases:
@@ -160,6 +162,19 @@ def lineage(of: Version | str) -> dict[str, Any]:
     return kept
 
 
+def check_name(name: str) -> None:
+    """Raises SpecError for a name that no model can have."""
+    if not _NAME.fullmatch(name):
+        raise SpecError(f"model name {name!r}", expected="lower-case letters, digits, '-' and '_', at most 63")
+
+
+def check_alias(alias: str) -> None:
+    """Raises SpecError for an alias that could be taken for a version."""
+    if not _ALIAS.fullmatch(alias) or _RESERVED.fullmatch(alias):
+        form = "lower-case letters, digits, '-' and '_', not a number, not 'v' and a number, not 'latest'"
+        raise SpecError(f"alias {alias!r}", expected=form)
+
+
 _LIST = "`tidegate models` lists them"
 
 
@@ -176,12 +191,6 @@ def _choices(known: list[Version]) -> str:
     shown = ", ".join(numbers[:10]) + (f" and {len(numbers) - 10} older" if len(numbers) > 10 else "")
     aliases = sorted(alias for version in known for alias in version.aliases)
     return f"one of {shown}" + (f", or an alias: {', '.join(aliases)}" if aliases else "; it has no aliases")
-
-
-def _check_alias(alias: str) -> None:
-    if not _ALIAS.fullmatch(alias) or _RESERVED.fullmatch(alias):
-        form = "lower-case letters, digits, '-' and '_', not a number, not 'v' and a number, not 'latest'"
-        raise SpecError(f"alias {alias!r}", expected=form)
 
 
 def _record(name: str, move: AliasMove) -> None:

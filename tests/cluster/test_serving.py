@@ -7,25 +7,31 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import ray
 import torch
 from ray.serve.schema import ServeDeploySchema
 
+from local_ray import quiet
 from mutations import mutated
 from ports import free_port
 from tidegate import artifact, cluster, connection, ray_internals, registry
 from tidegate.data.prepared import Prepared
 from tidegate.errors import ClusterError, NotFoundError
+from tidegate.models.build import build
 from tidegate.serving import deploy
 from tidegate.serving.status import EndpointStatus
 from tidegate.spec.endpoint import Endpoint, Replicas
@@ -79,7 +85,7 @@ def register(folder: Path, number: int) -> None:
     column = {"type": "number", "length": 2, "missing": "refuse", "fill": [0, 0], "shift": [0, 0], "scale": [1, 1]}
     target = {"column": "y", "state": {"type": "number", "mean": float(number), "deviation": 1.0}}
     prepared = Prepared(folder, {"columns": {"x": column}, "target": target})
-    module = artifact.build(SPEC.model, prepared.features, prepared.target.num_outputs, seed=0)
+    module = build(SPEC.model, prepared.features, prepared.target.num_outputs, seed=0)
     weights = {name: torch.zeros_like(tensor) for name, tensor in module.state_dict().items()}
     digest = artifact.write(folder, SPEC, prepared, weights)
     version = registry.register("numbers", path=folder, digest=digest, run_id=f"run-{number}", metrics={}, lineage={})
@@ -223,6 +229,31 @@ def test_the_root_tells_of_server_and_endpoints(url: str) -> None:
     assert httpx.get(f"{base}/v2/health/live").json() == {"live": True}
     wait_for(lambda: {"name": "numbers", "ready": True} in httpx.get(f"{base}/v2/models").json()["models"])
     wait_for(lambda: httpx.get(f"{base}/v2/health/ready").status_code == 200)
+
+
+def test_a_registered_module_serves_as_the_page_shows(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet()
+    page = (Path(__file__).parents[2] / "docs" / "register.md").read_text()
+    source, registering, deploying, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "nets.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shown: dict[str, Any] = {}
+    try:
+        exec(registering, shown)
+    finally:
+        sys.modules.pop("nets", None)
+    # The endpoint has the sources from the version.
+    (tmp_path / "nets.py").unlink()
+    exec(deploying, shown)
+    assert capsys.readouterr().out.startswith("net@1\n[[")
+    rows = np.random.default_rng(2).normal(size=(300, 3)).astype(np.float32)
+    with torch.inference_mode():
+        expected = shown["net"].eval()(torch.from_numpy(rows)).numpy()
+    assert np.allclose(shown["endpoint"].predict({"measures": rows})["output"], expected, rtol=1e-5, atol=1e-6)
+    deploy.remove("net")
 
 
 def test_follows_an_alias_under_load_without_a_failure(url: str) -> None:

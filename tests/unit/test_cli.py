@@ -102,7 +102,7 @@ def test_a_wrong_setting_is_one_line_too(tmp_path: Path) -> None:
 
 def test_an_empty_home_says_what_to_do_next(tmp_path: Path) -> None:
     assert tidegate(tmp_path, "down").stdout.startswith("nothing to stop")
-    assert tidegate(tmp_path, "models").stdout == "no models yet: tidegate train SPEC\n"
+    assert tidegate(tmp_path, "models").stdout == "no models yet: tidegate train SPEC, or tidegate register WHAT\n"
     assert tidegate(tmp_path, "runs").stdout == "no runs yet: tidegate train SPEC\n"
     missing = tidegate(tmp_path, "models", "show", "digits@3")
     assert missing.returncode == 2

@@ -19,7 +19,7 @@ NO_RAY = (
     *LIGHT,
     *("data.plan", "data.random", "data.splits", "data.prepared", "data.local_feed"),
     *("data.formats", "data.folders", "data.meaning", "data.sample", "draft"),
-    *("models", "transforms", "artifact", "evaluation"),
+    *("models", "transforms", "artifact", "evaluation", "loaded", "example", "trial", "registration"),
 )
 
 

@@ -69,6 +69,7 @@ for command in (
     runs.resume,
     runs.stop,
     models.models,
+    models.register,
     capacity.capacity,
     endpoints.deploy,
     endpoints.endpoints,

@@ -17,6 +17,7 @@ from tidegate.models.linear import Linear
 from tidegate.models.mlp import Mlp
 from tidegate.models.transformer import Transformer
 from tidegate.spec import model as spec
+from tidegate.spec.registered import Module
 from tidegate.transforms.base import Feature
 
 MOST_NAMES = 4
@@ -33,6 +34,24 @@ def build(
     """
     with _random_state(seed):
         return _module(options, features, outputs, code or Code({}))
+
+
+def given(options: Module, code: Code) -> nn.Module:
+    """The module of a version that was not trained here, before it has its weights. Raises SpecError."""
+    with _random_state(0):
+        return custom.constructed(options.build, options.args, code)
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a module its weights. Raises ValueError, which says why they do not fit."""
+    # Lazy layers have no shape yet; they take that of their weights.
+    is_lazy = any(map(torch.nn.parameter.is_lazy, module.state_dict().values()))
+    if not is_lazy and (reason := misfit(module, weights)):
+        raise ValueError(reason)
+    try:
+        module.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def misfit(module: nn.Module, weights: Mapping[str, Tensor]) -> str:

@@ -43,18 +43,31 @@ def build(options: spec.Custom, features: Sequence[Feature], outputs: int, code:
 
     Raises SpecError when this makes no module, or none that maps these inputs to `outputs` numbers a row.
     """
-    function = code.resolve(options.build, "model.build")
+    offered = {"features": tuple(features), "outputs": outputs}
+    module = constructed(options.build, options.args, code, prefix="model.", offered=offered)
+    adapt(module, features)
+    _try(module, options, features, outputs, code)
+    return module
+
+
+def constructed(
+    path: str, args: Mapping[str, Any], code: Code, *, prefix: str = "", offered: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """What `path` makes of `args`, and of what is `offered` where it has parameters of these names.
+
+    Raises SpecError, which names `build` and `args` with `prefix` before them, when this makes no module.
+    """
+    key = f"{prefix}build: {path}"
+    function = code.resolve(path, f"{prefix}build")
     if not callable(function) or isinstance(function, nn.Module):
-        raise SpecError(f"model.build: {options.build} is {_kind(function)}", expected="a class or a function")
-    arguments = _arguments(function, options, features, outputs)
+        raise SpecError(f"{key} is {kind(function)}", expected="a class or a function")
+    arguments = _arguments(function, path, args, offered or {}, f"{prefix}args")
     try:
         module = function(**arguments)
     except Exception as error:
-        raise SpecError(f"model.build: {options.build} failed: {code.describe(error)}") from error
+        raise SpecError(f"{key} failed: {code.describe(error)}") from error
     if not isinstance(module, nn.Module):
-        raise SpecError(f"model.build: {options.build} made {_kind(module)}", expected="a torch.nn.Module")
-    adapt(module, features)
-    _try(module, options, features, outputs, code)
+        raise SpecError(f"{key} made {kind(module)}", expected="a torch.nn.Module")
     return module
 
 
@@ -84,7 +97,7 @@ def loss(options: spec.Custom, code: Code) -> Loss | None:
         except Exception as error:
             raise SpecError(f"model.loss: {path} failed: {code.describe(error)}") from error
     if not callable(function):
-        raise SpecError(f"model.loss: {path} is {_kind(function)}", expected="a class or a function")
+        raise SpecError(f"model.loss: {path} is {kind(function)}", expected="a class or a function")
 
     def mean_loss(outputs: Tensor, targets: Tensor) -> Tensor:
         outputs = outputs.float()
@@ -93,9 +106,7 @@ def loss(options: spec.Custom, code: Code) -> Loss | None:
             outputs = outputs.reshape(targets.shape)
         found = function(outputs, targets)
         if not isinstance(found, Tensor) or found.numel() != 1:
-            raise TrainingError(
-                f"model.loss: {path} gave {_kind(found)}", expected="one number, the mean over the rows"
-            )
+            raise TrainingError(f"model.loss: {path} gave {kind(found)}", expected="one number, the mean over the rows")
         return found.reshape(())
 
     return mean_loss
@@ -115,20 +126,19 @@ class _Inputs:
 
 
 def _arguments(
-    function: Callable[..., Any], options: spec.Custom, features: Sequence[Feature], outputs: int
+    function: Callable[..., Any], path: str, args: Mapping[str, Any], offered: Mapping[str, Any], key: str
 ) -> dict[str, Any]:
-    own = copy.deepcopy(options.args)
+    own = copy.deepcopy(dict(args))
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return own  # Something built in that tells no signature.
-    offered = {"features": tuple(features), "outputs": outputs}
     arguments = {name: value for name, value in offered.items() if name in signature.parameters} | own
     try:
         signature.bind(**arguments)
     except TypeError as error:
         raise SpecError(
-            f"model.args: {options.build} cannot be called with {', '.join(arguments) or 'nothing'}: {error}",
+            f"{key}: {path} cannot be called with {', '.join(arguments) or 'nothing'}: {error}",
             expected=f"arguments for {signature}",
         ) from None
     return arguments
@@ -150,16 +160,23 @@ def _try(module: nn.Module, options: spec.Custom, features: Sequence[Feature], o
     shapes = [(TRIED_ROWS, outputs), (TRIED_ROWS,)][: 2 if outputs == 1 else 1]
     if not isinstance(found, Tensor) or tuple(found.shape) not in shapes:
         raise SpecError(
-            f"model.build: for {TRIED_ROWS} rows {options.build} gave {_kind(found)}",
+            f"model.build: for {TRIED_ROWS} rows {options.build} gave {kind(found)}",
             expected=f"a tensor of shape {' or '.join(str(list(shape)) for shape in shapes)}",
         )
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise SpecError(f"model.build: {options.build} made a module without weights to train")
-    if other := [name for name, value in module.state_dict().items() if not isinstance(value, Tensor)]:
+    weights_of(module, f"model.build: {options.build}")
+
+
+def weights_of(module: nn.Module, whose: str) -> dict[str, Tensor]:
+    """The module's `state_dict`, buffers included. Raises SpecError for one that holds more than tensors."""
+    weights = dict(module.state_dict())
+    if other := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
         raise SpecError(
-            f"model.build: {options.build} keeps {', '.join(other)} with its weights, which is no tensor",
+            f"{whose} keeps {', '.join(other)} with its weights, which is no tensor",
             expected="a state_dict of tensors",
         )
+    return weights
 
 
 def _example(features: Sequence[Feature]) -> dict[str, Tensor]:
@@ -178,7 +195,8 @@ def _takes(features: Sequence[Feature]) -> str:
     return ", ".join(f"{feature.name} {['rows', *feature.shape]}".replace("'", "") for feature in features)
 
 
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
+    """What a value is, for a message."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
     return f"an object of type {type(value).__name__}"

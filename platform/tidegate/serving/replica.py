@@ -22,7 +22,7 @@ from tidegate.serving.applications import DEPLOYMENT
 from tidegate.serving.batching import Batcher
 
 if TYPE_CHECKING:
-    from tidegate.artifact import Model
+    from tidegate.loaded import Model
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 MAX_REQUEST_ROWS = 1024
