@@ -13,7 +13,7 @@ class TidegateError(Exception):
     """Root of all errors Tidegate raises on purpose."""
 
     code: ClassVar[str] = "error"
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[int] = 2
     http_status: ClassVar[int] = 500
 
     def __init__(self, happened: str, *, expected: str = "", remedy: str = "") -> None:
@@ -42,7 +42,6 @@ class SpecError(TidegateError):
     """A run or endpoint spec that cannot be used as written. Lists every mistake at once."""
 
     code = "spec"
-    exit_code = 2
     http_status = 400
 
 
@@ -50,7 +49,6 @@ class DataError(TidegateError):
     """Source data that is missing, unreadable or does not fit the spec."""
 
     code = "data"
-    exit_code = 2
     http_status = 400
 
 
@@ -58,7 +56,6 @@ class NotFoundError(TidegateError):
     """A run, model, version or endpoint that does not exist."""
 
     code = "not_found"
-    exit_code = 2
     http_status = 404
 
 
@@ -66,7 +63,6 @@ class ConflictError(TidegateError):
     """Something of that name exists or is busy and cannot be replaced."""
 
     code = "conflict"
-    exit_code = 2
     http_status = 409
 
 
@@ -74,7 +70,6 @@ class RequestError(TidegateError):
     """A request to an endpoint that does not fit the protocol or the model's signature."""
 
     code = "request"
-    exit_code = 2
     http_status = 400
 
 
@@ -101,6 +96,7 @@ class FeedError(TidegateError):
     """Training data that did not arrive as planned. The run stops rather than train on the wrong rows."""
 
     code = "feed"
+    exit_code = 1
 
 
 class ClusterError(TidegateError):
@@ -119,6 +115,7 @@ class TrainingError(TidegateError):
     """A training run that failed."""
 
     code = "training"
+    exit_code = 1
 
 
 class StoppedError(TidegateError):

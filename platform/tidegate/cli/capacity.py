@@ -12,7 +12,7 @@ import click
 WATCH_S = 2.0
 
 
-@click.command()
+@click.command(short_help="Who has the devices, who wants more, and why.")
 @click.option("--watch", is_flag=True, help="Again every two seconds, until Ctrl-C.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the devices over time as a PNG file.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from tidegate.cli import complete
+
 
 @click.command()
 @click.option("--cpus", type=click.IntRange(1), help="Logical CPUs. Default: the machine's, at least 8.")
@@ -40,7 +42,7 @@ def up(cpus: int | None, gpus: int | None, port: int, auth: str) -> None:
     click.echo('for Ray\'s own commands in this shell: eval "$(tidegate env)"')
 
 
-@click.command()
+@click.command(short_help="Stop the cluster. Models, runs and endpoints are kept.")
 def down() -> None:
     """Stop the cluster that `tidegate up` started. Models, runs and endpoints are kept."""
     from tidegate import cluster
@@ -48,8 +50,8 @@ def down() -> None:
     click.echo("stopped" if cluster.down() else "nothing to stop: no cluster was started by tidegate up")
 
 
-@click.command()
-@click.argument("run", required=False)
+@click.command(short_help="How the cluster stands, or a run.")
+@click.argument("run", required=False, shell_complete=complete.runs)
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 def status(run: str | None, as_json: bool) -> None:
     """The cluster: where it is, what it has and what is free. With RUN: where that run is and what it has been through.
@@ -95,7 +97,7 @@ def _cluster() -> tuple[list[tuple[str, str]], dict[str, Any]]:
     return labelled, asdict(now) | {"metrics": pages}
 
 
-@click.command()
+@click.command(short_help="Shell lines that let `ray job submit` reach the cluster.")
 def env() -> None:
     """Shell lines that let Ray's own commands (`ray job submit`) reach the cluster: eval "$(tidegate env)"."""
     from tidegate import cluster

@@ -11,7 +11,7 @@ WRONG = 2
 """Exit code where something is wrong."""
 
 
-@click.command()
+@click.command(short_help="What is off here or in the cluster, and what mends it.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_context
 def doctor(context: click.Context, as_json: bool) -> None:

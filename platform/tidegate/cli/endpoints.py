@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from tidegate.cli import complete
 
-@click.command()
+
+@click.command(short_help="Deploy an endpoint, or move it to what its spec now says.")
 @click.argument("spec", type=click.Path(path_type=Path))
 def deploy(spec: Path) -> None:
     """Deploy an endpoint spec, or move the endpoint to what the spec now says."""
@@ -30,15 +34,20 @@ def deploy(spec: Path) -> None:
 
 
 @click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_context
-def endpoints(context: click.Context) -> None:
+def endpoints(context: click.Context, as_json: bool) -> None:
     """List endpoints; `remove` one."""
     if context.invoked_subcommand is not None:
         return
     from tidegate import api
     from tidegate.cli.table import table
 
-    rows = [[e.name, e.status, e.model, e.version or "-", e.replicas, e.url, e.message] for e in api.endpoints()]
+    found = api.endpoints()
+    if as_json:
+        click.echo(json.dumps([asdict(endpoint) for endpoint in found], indent=1))
+        return
+    rows = [[e.name, e.status, e.model, e.version or "-", e.replicas, e.url, e.message] for e in found]
     table(
         ["endpoint", "status", "model", "version", "replicas", "url", ""],
         rows,
@@ -47,7 +56,7 @@ def endpoints(context: click.Context) -> None:
 
 
 @endpoints.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.endpoints)
 def remove(name: str) -> None:
     """Take an endpoint away. Its model versions stay."""
     from tidegate import api
@@ -56,8 +65,8 @@ def remove(name: str) -> None:
     click.echo(f"removed {name}")
 
 
-@click.command()
-@click.argument("endpoint")
+@click.command(short_help="Ask an endpoint about the rows of a file.")
+@click.argument("endpoint", shell_complete=complete.endpoints)
 @click.argument("rows", type=click.Path(path_type=Path))
 @click.option(
     "-o",

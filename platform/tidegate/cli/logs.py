@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import click
 
+from tidegate.cli import complete
+
 LOOK_EVERY_S = 0.5
 ASK_EVERY_S = 5.0
 """How often the cluster is asked whether the run goes on."""
@@ -14,8 +16,8 @@ STARTS_WITHIN_S = 120.0
 """A run that was just submitted is recorded when its driver begins."""
 
 
-@click.command()
-@click.argument("run")
+@click.command(short_help="What a run told, and where its processes log.")
+@click.argument("run", shell_complete=complete.runs)
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run ends. Ctrl-C leaves the run as it is.")
 def logs(run: str, follow: bool) -> None:
     """What a RUN told: its lines, with their times (UTC). They are in runs/RUN/log.txt of the home directory.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import click
 
 from tidegate import settings
-from tidegate.cli import capacity, cluster, doctor, endpoints, forward, logs, models, runs, spec
+from tidegate.cli import capacity, cluster, complete, doctor, endpoints, forward, logs, models, runs, spec
 from tidegate.errors import StoppedError, TidegateError
 
 FORWARDED = ("status", "runs", "logs", "resize", "pause", "resume", "stop", "models", "endpoints", "capacity")
@@ -74,6 +74,7 @@ for command in (
     endpoints.deploy,
     endpoints.endpoints,
     endpoints.predict,
+    complete.completion,
 ):
     tidegate.add_command(command)
 

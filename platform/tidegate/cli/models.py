@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from tidegate.cli import complete
 from tidegate.errors import SpecError
 
 
 @click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_context
-def models(context: click.Context) -> None:
+def models(context: click.Context, as_json: bool) -> None:
     """List model versions; `show` one, or move an `alias`."""
     if context.invoked_subcommand is not None:
         return
     from tidegate import registry
     from tidegate.cli.table import table
 
+    found = registry.versions()
+    if as_json:
+        click.echo(json.dumps([asdict(version) for version in found], indent=1))
+        return
     rows = [
-        [v.ref, ", ".join(v.aliases) or "-", v.digest[:12], v.created[:19], v.run_id or "(registered)"]
-        for v in registry.versions()
+        [v.ref, ", ".join(v.aliases) or "-", v.digest[:12], v.created[:19], v.run_id or "(registered)"] for v in found
     ]
     table(
         ["version", "aliases", "digest", "created (UTC)", "run"],
@@ -32,7 +38,7 @@ def models(context: click.Context) -> None:
 
 
 @models.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=complete.models)
 def show(ref: str) -> None:
     """Show a version's card: digits, digits@3 or digits@production."""
     from tidegate import registry
@@ -43,7 +49,7 @@ def show(ref: str) -> None:
 
 
 @models.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=complete.models)
 @click.argument("alias")
 @click.option("--why", required=True, help="The reason, kept in the alias's history.")
 def alias(ref: str, alias: str, why: str) -> None:
@@ -56,7 +62,7 @@ def alias(ref: str, alias: str, why: str) -> None:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.models)
 @click.argument("alias")
 def history(name: str, alias: str) -> None:
     """Who moved ALIAS of the model NAME, when and why."""
@@ -68,7 +74,7 @@ def history(name: str, alias: str) -> None:
     table(["when (UTC)", "version", "who", "why"], rows, empty=f"{name}@{alias} was never set")
 
 
-@click.command()
+@click.command(short_help="Register a model that is trained already.")
 @click.argument("what", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="The model's name.")
 @click.option(

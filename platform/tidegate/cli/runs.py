@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tidegate.cli import complete
+
 if TYPE_CHECKING:
     from tidegate.handle import Run
     from tidegate.standing import Standing
@@ -27,7 +29,7 @@ ENDED_WITHIN_S = 30.0
 Look = Callable[["News | None"], str | None]
 
 
-@click.command()
+@click.command(short_help="Train a model: prepare, train, evaluate, register, publish.")
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option(
     "--name",
@@ -108,8 +110,8 @@ def _row(one: Standing) -> list[str]:
     return [one.record.name, standing.short(one), step, speed, one.record.started[:19], measured]
 
 
-@click.command()
-@click.argument("run")
+@click.command(short_help="Change the number of workers of a run that trains.")
+@click.argument("run", shell_complete=complete.runs)
 @click.argument("workers", type=click.IntRange(1))
 @click.option("--wait", is_flag=True, help="Return when the run trains at that size, or there is no more room.")
 def resize(run: str, workers: int, wait: bool) -> None:
@@ -132,8 +134,8 @@ def resize(run: str, workers: int, wait: bool) -> None:
         click.echo(_await(run, Resized(run, workers)))
 
 
-@click.command()
-@click.argument("run")
+@click.command(short_help="Let a run write a checkpoint and give its workers back.")
+@click.argument("run", shell_complete=complete.runs)
 @click.option("--wait", is_flag=True, help="Return when the run is paused.")
 def pause(run: str, wait: bool) -> None:
     """Let a RUN write a checkpoint and give its workers back. Nothing is lost; `tidegate resume RUN` goes on.
@@ -152,8 +154,8 @@ def pause(run: str, wait: bool) -> None:
         click.echo(_await(run, lambda news: paused(run, news)))
 
 
-@click.command()
-@click.argument("run")
+@click.command(short_help="Go on with a run that is paused, or whose driver is gone.")
+@click.argument("run", shell_complete=complete.runs)
 def resume(run: str) -> None:
     """Go on with a RUN that is paused, or whose driver is gone.
 
@@ -187,8 +189,8 @@ def _drive(run: str) -> None:
     _tell_outcome(api.train(lifecycle.stored_spec(run), name=run))
 
 
-@click.command()
-@click.argument("run")
+@click.command(short_help="Let a run write a checkpoint and end.")
+@click.argument("run", shell_complete=complete.runs)
 @click.option("--wait", is_flag=True, help="Return when the run has ended.")
 def stop(run: str, wait: bool) -> None:
     """Let a RUN write a checkpoint and end. Nothing is lost; `tidegate resume RUN` goes on with it."""

@@ -116,8 +116,10 @@ def load_all() -> dict[str, Record]:
     for path in sorted(_folder().glob("*.json")):
         try:
             record = Record.from_json(json.loads(path.read_bytes()))
-        except (ValueError, KeyError, TypeError):
-            LOGGER.exception("The endpoint file %s cannot be read; deploy the endpoint again to replace it.", path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            LOGGER.error(
+                "The endpoint file %s cannot be read; deploy the endpoint again to replace it: %s", path, error
+            )
             continue
         records[record.endpoint.name] = record
     return records
