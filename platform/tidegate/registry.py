@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tidegate import store, tracking
-from tidegate.errors import NotFoundError, SpecError
+from tidegate.errors import ArtifactError, NotFoundError, SpecError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -118,6 +118,18 @@ def versions(name: str | None = None) -> list[Version]:
         return []
     found = store.attempt(lambda client: _search(client, f"name='{name}'"))
     return sorted(found, key=lambda version: version.number, reverse=True)
+
+
+def card(version: Version) -> str:
+    """The model card of a version, Markdown. Raises ArtifactError when it is gone."""
+    path = Path(version.path) / "about" / "README.md"
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            f"the card of {version.ref} cannot be read: {error}",
+            remedy=f"the model itself is in {version.path}, and does not need its card to serve",
+        ) from error
 
 
 def made_by(run: tracking.RunRecord) -> str | None:

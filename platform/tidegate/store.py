@@ -137,11 +137,22 @@ def _create(file: Path) -> None:
     with _locked(file.with_suffix(".create.lock")):
         if _is_created(file):
             return
+        _refuse_lost(file)
         draft = file.with_suffix(".new")
         draft.unlink(missing_ok=True)
         store = SqlAlchemyStore(f"sqlite:///{draft}", runs_folder())
         store.engine.dispose()
         draft.replace(file)
+
+
+def _refuse_lost(file: Path) -> None:
+    """Raise UnavailableError when the database that is to be made is one that was lost: its versions are still there."""
+    if not any((settings.home() / "artifacts").glob("*/*/artifact.json")):
+        return
+    raise UnavailableError(
+        f"{file} is gone or empty, though the model versions that it knew are there",
+        remedy=f"restore it from a backup; to begin anew without them, move {settings.home() / 'artifacts'} away",
+    )
 
 
 def _lock_base() -> Path:

@@ -97,13 +97,16 @@ def test_what_is_told_of_a_damaged_home_is_true(kept: Kept) -> None:
 
 def wrong(name: str, before: Seen, now: Seen) -> str:
     """What is not as it should be; "" for a line, what was there before, or less than that."""
-    lines = now.complaint.splitlines()
     if now.code:
+        lines = now.complaint.splitlines()
         is_line = len(lines) == 1 and lines[0].startswith("error: ") and now.code == 2
         return "" if is_line else f"code {now.code}, {now.complaint!r}"
     if "Traceback" in now.complaint:
         return now.complaint
     if name in WHOLE:
         return "" if now.told in (before.told, "") else f"{now.told!r} in place of {before.told!r}"
-    new = set(now.told.splitlines()) - set(before.told.splitlines())
+    *lines, last = now.told.splitlines() or [""]
+    known = set(before.told.splitlines())
+    # Of a text that was cut, the last line may be a part of one.
+    new = {*lines, *([] if any(line.startswith(last) for line in known) else [last])} - known
     return f"said {sorted(new)}" if new else ""

@@ -81,7 +81,7 @@ def test_spec_check_and_schema(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [["status"], ["endpoints"], ["deploy", "deployments/digits.yaml"]])
 def test_without_a_cluster_the_remedy_is_named(arguments: list[str], tmp_path: Path) -> None:
     done = tidegate(tmp_path, *arguments)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == f"error: {NO_CLUSTER}"
 
 
@@ -322,3 +322,21 @@ def test_a_resize_that_will_not_be(found: News | None, said: str) -> None:
 )
 def test_a_pause_is_awaited(found: News | None, said: str | None) -> None:
     assert paused("d", found) == said
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_the_names_that_there_are(shell: str, tmp_path: Path) -> None:
+    for name in ("runs/digits-1", "runs/letters-1", "artifacts/digits", "artifacts/_runs"):
+        (tmp_path / "kept" / name).mkdir(parents=True)
+    assert "_TIDEGATE_COMPLETE" in tidegate(tmp_path, "completion", shell).stdout
+
+    def completed(words: str) -> str:
+        # fish tells the word, the others its place.
+        place = words.split()[-1] if shell == "fish" else str(len(words.split()) - 1)
+        return tidegate(tmp_path, COMP_WORDS=words, COMP_CWORD=place, _TIDEGATE_COMPLETE=f"{shell}_complete").stdout
+
+    assert "letters-1" in completed("tidegate stop let")
+    assert "digits-1" not in completed("tidegate stop let")
+    assert "_runs" not in (shown := completed("tidegate models show d"))
+    assert "digits" in shown
+    assert "endpoints" in completed("tidegate end")

@@ -1,4 +1,4 @@
-"""What the page on the cluster shows exists: commands, names and flags."""
+"""What the pages on the cluster and on operations show exists: commands, names and flags."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from tidegate.cluster_environment import NODE_FLAGS
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CLUSTER = BLOCK.findall((DOCS / "cluster.md").read_text())
-SHELL = [line for language, text in CLUSTER if language == "bash" for line in text.splitlines()]
+OPERATIONS = BLOCK.findall((DOCS / "operations.md").read_text())
+SHELL = [line for language, text in CLUSTER + OPERATIONS if language == "bash" for line in text.splitlines()]
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("tidegate")])
-def test_commands_of_the_page_on_the_cluster_are_there(line: str) -> None:
+def test_commands_of_the_pages_are_there(line: str) -> None:
     """Parsed as they stand, and not run."""
     words, command = shlex.split(line, comments=True)[1:], click.Context(tidegate)
     if words[0] == "--address":

@@ -44,7 +44,7 @@ def show(ref: str) -> None:
     from tidegate import registry
 
     version = registry.version(ref)
-    click.echo((Path(version.path) / "about" / "README.md").read_text())
+    click.echo(registry.card(version))
     click.echo(f"files: {version.path}")
 
 
