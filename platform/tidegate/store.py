@@ -137,22 +137,23 @@ def _create(file: Path) -> None:
     with _locked(file.with_suffix(".create.lock")):
         if _is_created(file):
             return
-        _refuse_lost(file)
+        mark = file.with_suffix(".made")
+        _refuse_lost(mark, file)
         draft = file.with_suffix(".new")
         draft.unlink(missing_ok=True)
         store = SqlAlchemyStore(f"sqlite:///{draft}", runs_folder())
         store.engine.dispose()
         draft.replace(file)
+        mark.touch()
 
 
-def _refuse_lost(file: Path) -> None:
-    """Raise UnavailableError when the database that is to be made is one that was lost: its versions are still there."""
-    if not any((settings.home() / "artifacts").glob("*/*/artifact.json")):
-        return
-    raise UnavailableError(
-        f"{file} is gone or empty, though the model versions that it knew are there",
-        remedy=f"restore it from a backup; to begin anew without them, move {settings.home() / 'artifacts'} away",
-    )
+def _refuse_lost(mark: Path, file: Path) -> None:
+    """Raise UnavailableError when there was a database already: an empty one in its place would hide what it knew."""
+    if mark.exists():
+        raise UnavailableError(
+            f"{file} is gone or empty, and with it what it knew of runs and versions",
+            remedy=f"restore it from a backup, or delete {mark} to begin with an empty one",
+        )
 
 
 def _lock_base() -> Path:

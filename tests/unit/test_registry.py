@@ -121,6 +121,19 @@ def test_what_a_killed_creation_left_is_no_obstacle(empty_home: Path) -> None:
     assert not list(empty_home.glob("mlflow.new*"))
 
 
+@pytest.mark.parametrize("how", ["deleted", "emptied"])
+def test_a_lost_database_is_not_replaced_by_an_empty_one(how: str, empty_home: Path) -> None:
+    assert add().ref == "digits@1"
+    file = empty_home / "mlflow.db"
+    file.unlink()
+    if how == "emptied":
+        file.touch()
+    with pytest.raises(UnavailableError, match=r"mlflow\.db is gone or empty.* restore it"):
+        registry.versions()
+    (empty_home / "mlflow.made").unlink()
+    assert python("from tidegate import registry; print(registry.versions())").communicate(timeout=240) == ("[]\n", "")
+
+
 def test_importing_is_cheap() -> None:
     process = python("import sys; from tidegate import registry; print('mlflow' in sys.modules)")
     assert process.communicate(timeout=240) == ("False\n", "")
