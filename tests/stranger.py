@@ -28,15 +28,25 @@ class Stranger:
 
     def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the project's environment in the checkout. `check`: a non-zero exit code fails the test."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TIDEGATE_"))}
-        path = os.pathsep.join([str(BIN), os.environ["PATH"]])
-        environment = {**inherited, "HOME": str(self.home), "PATH": path, "OMP_NUM_THREADS": "1", **variables}
         done = subprocess.run(
-            command, cwd=self.checkout, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command,
+            cwd=self.checkout,
+            env=self.environment | variables,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
         )
         if check:
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of this process, without what it says of clusters."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TIDEGATE_"))}
+        path = os.pathsep.join([str(BIN), os.environ["PATH"]])
+        return {**inherited, "HOME": str(self.home), "PATH": path, "OMP_NUM_THREADS": "1"}
 
     def write_spec(self, change: Callable[[dict[str, Any]], None]) -> str:
         """A variation of the shipped digits spec, in its folder; its path in the checkout."""

@@ -111,6 +111,13 @@ class MissingError(ClusterError):
     code = "missing"
 
 
+class StorageError(TidegateError):
+    """A disk that is full, or may not be written to."""
+
+    code = "storage"
+    http_status = 507
+
+
 class TrainingError(TidegateError):
     """A training run that failed."""
 

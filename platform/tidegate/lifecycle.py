@@ -18,7 +18,7 @@ import ray
 import torch
 import yaml
 
-from tidegate import artifact, evaluation, pictures, ray_internals, registry, settings, tracking
+from tidegate import artifact, disk, evaluation, pictures, ray_internals, registry, settings, tracking
 from tidegate.card import card
 from tidegate.console import Console
 from tidegate.data.prepare import prepare
@@ -107,7 +107,8 @@ def run(
         recorded = _begin(spec, name, say, loop)
         status = "failed"
         try:
-            outcome = _run(spec, name, recorded, say, on_news, loop, monitor)
+            with disk.explained():
+                outcome = _run(spec, name, recorded, say, on_news, loop, monitor)
             status = "finished"
             kept.say(f"finished: {outcome.version.ref}")
             return outcome

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from tidegate import artifact, registry, settings, trial
+from tidegate import artifact, disk, registry, settings, trial
 from tidegate.card import registered_card
 from tidegate.errors import SpecError
 from tidegate.models import huggingface
@@ -71,7 +71,7 @@ def register(
     registry.check_name(name)
     if alias is not None:
         registry.check_alias(alias)
-    with _draft(name) as draft:
+    with disk.explained(), _draft(name) as draft:
         version = _keep(draft, name, _write(draft, name, what, about))
     if alias is None:
         return version

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tidegate.errors import SpecError
+from tidegate.errors import SpecError, StorageError
 
 
 @dataclass(frozen=True)
@@ -41,5 +41,10 @@ SERVE_PORT = Setting("TIDEGATE_SERVE_PORT", "8000", "the port of 127.0.0.1 where
 def home() -> Path:
     """The directory that holds everything Tidegate keeps; absolute, created if missing, private to the user."""
     path = Path(HOME.text()).expanduser().resolve()
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StorageError(
+            f"the home directory {path} cannot be made: {error.strerror}", remedy=f"set {HOME.name} to another folder"
+        ) from error
     return path

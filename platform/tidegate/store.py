@@ -31,6 +31,8 @@ PATIENCE_S = 10.0
 """How long a busy store is tried again. MLflow itself waits up to 20 s on a locked file, so a call may take 30 s."""
 LOCK_S = 60.0
 PAGE = 1000
+FULL = "database or disk is full"
+"""SQLite's words."""
 
 
 def store_uri() -> str:
@@ -190,4 +192,6 @@ def _unavailable(error: Exception) -> UnavailableError:
     # Neither may show the URI's password.
     reason = re.sub(r"://[^/@\s]+@", "://", reason)
     remedy = "see which process holds it, then try again" if _is_busy(error) else ""
+    if FULL in reason:
+        remedy = "free some space there, then try again"
     return UnavailableError(f"the registry at {place} cannot be used: {reason[:300]}", remedy=remedy)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import click
 
-from tidegate import settings
+from tidegate import disk, settings
 from tidegate.cli import capacity, cluster, complete, doctor, endpoints, forward, logs, models, runs, spec
 from tidegate.errors import StoppedError, TidegateError
 
@@ -110,9 +110,9 @@ def main(
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What a task of Ray raised, without Ray's wrapping; any other error as it is."""
+    """What a task of Ray raised, without Ray's wrapping, and what a disk's refusal means; any other error as it is."""
     cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, BaseException) else error
+    return disk.refusal(error) or (cause if isinstance(cause, BaseException) else error)
 
 
 def _line(error: BaseException) -> str:

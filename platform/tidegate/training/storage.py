@@ -6,7 +6,6 @@ and both are made to survive a loss of power.
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
 import re
@@ -17,12 +16,10 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from tidegate.disk import NO_RIGHT, NO_SPACE
 from tidegate.errors import CheckpointError
 
 Chunk = bytes | memoryview
-
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class Storage:

@@ -17,7 +17,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from tidegate import artifact, ray_internals, settings
+from tidegate import artifact, disk, ray_internals, settings
 from tidegate.data.feed import PlannedShards, position, steps_per_unit
 from tidegate.data.prepared import Prepared
 from tidegate.errors import DataError, MissingError, StoppedError, TidegateError, TrainingError
@@ -333,6 +333,8 @@ def _cause(error: BaseException) -> TidegateError:
             cause = getattr(current, "cause", None) or current.__cause__
             if isinstance(current, TidegateError):
                 return current
+            if refused := disk.refusal(current):
+                return refused
             current = cause
     reason = str(failures[0] if failures else error).strip().splitlines()
     return TrainingError(f"training failed: {reason[-1] if reason else type(error).__name__}")

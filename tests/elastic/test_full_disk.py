@@ -1,0 +1,66 @@
+"""A disk that is full while data is prepared, a checkpoint is written, a version is made: a line, and nothing lost.
+
+Each of the folders becomes a small disk of its own, in a mount namespace that ends with the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import stranger as strangers
+from ports import free_port
+from stranger import Stranger
+
+pytestmark = pytest.mark.cluster
+
+# Prints, for each folder, the exit code and the last line of a `tidegate train` while it is a disk of 16 KiB; then of
+# one without.
+SCRIPT = """
+kept=$HOME/.tidegate
+train() {
+  tidegate train jobs/specs/varied.yaml --name "$2" >/dev/null 2>errors
+  echo "$1|$?|$(grep -c . errors)|$(tail -1 errors)"
+}
+tidegate up --port "$PORT" >/dev/null
+mkdir -p $kept/prepared $kept/runs $kept/artifacts/digits
+for folder in prepared runs artifacts/digits; do
+  mount -t tmpfs -o size=16k none $kept/$folder
+  train $folder digits-${folder%%/*}
+  find $kept/$folder -name '*.partial' -o -name '*.part' -o -name '.draft-*' | sed 's/^/left|/'
+  umount $kept/$folder
+done
+train again digits-artifacts
+tidegate models
+tidegate down >/dev/null
+"""
+
+
+@pytest.fixture
+def stranger() -> Iterator[Stranger]:
+    made = strangers.new_stranger()
+    yield made
+    strangers.leave(made)
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(stranger: Stranger) -> None:
+    def short(document: dict[str, Any]) -> None:
+        document["train"] |= {"epochs": 12, "workers": {"min": 1, "max": 1}}
+        document["evaluate"]["require"] = {"test.accuracy": {"at_least": 0.8}}
+        document["publish"] = {"alias": "production"}
+
+    stranger.run("python", "jobs/datasets/digits.py")
+    stranger.write_spec(short)
+    done = stranger.run("unshare", "-rm", "bash", "-c", SCRIPT, PORT=str(free_port()))
+    told = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
+    assert [line[0] for line in told] == ["prepared", "runs", "artifacts/digits", "again"], done.stdout + done.stderr
+    for _, code, lines, message in told[:3]:
+        assert (code, lines) == ("2", "1"), done.stdout
+        assert message.startswith("error: ")
+        assert "No space left on device" in message
+        assert "free some space" in message
+    assert told[3][1:3] == ["0", "0"], done.stdout
+    assert "digits@1" in done.stdout
+    assert "digits@2" not in done.stdout
