@@ -18,7 +18,7 @@ import ray
 import torch
 import yaml
 
-from tidegate import artifact, disk, evaluation, pictures, ray_internals, registry, settings, tracking
+from tidegate import artifact, disk, evaluation, pictures, ray_internals, registry, settings, shared_storage, tracking
 from tidegate.card import card
 from tidegate.console import Console
 from tidegate.data.prepare import prepare
@@ -102,6 +102,7 @@ def run(
     """
     arbiter.ensure()
     refuse_taken(name)
+    shared_storage.check(spec.data.source.path)
     with trainer.opened(spec, name, say) as monitor, Console(Told(_folder(name))) as kept:
         say, on_news = _both(kept.say, say), _both(kept.on_news, on_news)
         recorded = _begin(spec, name, say, loop)
