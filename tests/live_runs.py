@@ -313,13 +313,16 @@ def workers_of(run: str, ledger: Path) -> list[int]:
 
 
 def is_worker(pid: int) -> bool:
-    """Whether this is a living process of our own Ray: its number may have been given to somebody else's since."""
+    """Whether this is a living worker of our own Ray: its number may have been given to another process since."""
     try:
         title = Path(f"/proc/{pid}/cmdline").read_bytes()
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
-    return title.startswith(b"ray::") and f"HOME={os.environ['HOME']}".encode() in environment
+    # What it calls itself while it trains, and while its group is taken down.
+    return title.startswith((b"ray::RayTrainWorker", b"ray::execute")) and (
+        f"HOME={os.environ['HOME']}".encode() in environment
+    )
 
 
 def kill_worker(pid: int) -> None:
