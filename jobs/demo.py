@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import tidegate as tg
-from tidegate import cluster, settings
+from tidegate import cluster, connection, settings
 from tidegate.client import curl_line
-from tidegate.connection import connect
 from tidegate.data.prepare import prepare
 from tidegate.errors import TidegateError
 from tidegate.protocol import encode_request
+from tidegate.serving.deploy import serve_url
 from tidegate.spec.run import Spec
 
 JOBS = Path(__file__).parent
@@ -24,6 +25,7 @@ SPEC = JOBS / "specs" / "digits.yaml"
 SHADES = " .:-=+*#%@"
 ROWS_SHOWN = 4
 STAYS = "the endpoint stays up; to stop it: .venv/bin/tidegate down"
+THEIRS = "the endpoint stays up; to take it away: .venv/bin/tidegate endpoints remove digits"
 STOPPED = "stopped; everything is kept: .venv/bin/tidegate up brings the endpoint back"
 
 
@@ -43,41 +45,41 @@ def main() -> int:
 
 
 def show(keep: bool, port: int) -> None:
-    """Run the story. A cluster that was up before stays up."""
-    was_up = cluster.current() is not None
-    print("starting Ray ..." if not was_up else "using the cluster that is up", flush=True)
+    """Run the story on a new cluster, or on the one that is up, which then stays up."""
+    own = not connection.is_joined() and not os.environ.get("RAY_ADDRESS") and cluster.current() is None
+    print("starting Ray ..." if own else "using the cluster that is up", flush=True)
     served = False
     try:
-        connect(cluster.up(serve_port=port).address)
+        if own:
+            cluster.up(serve_port=port)
+        os.environ.setdefault(settings.SERVE_PORT.name, str(port))
+        tg.connect()
         subprocess.run([sys.executable, str(JOBS / "datasets" / "digits.py")], check=True, stdout=subprocess.DEVNULL)
         spec = tg.load_spec(SPEC)
         outcome = tg.train(spec).outcome()
         outcome.raise_if_missed()
-        ask(spec)
+        ask(spec, serve_url())
         served = True
         print(f"\nmodel card and pictures: {outcome.version.path}/about")
     finally:
-        stays = was_up or (keep and served)
-        if not stays:
+        if own and not (keep and served):
             cluster.down()
         if served:
-            print(STAYS if stays else STOPPED)
+            print((STAYS if keep else STOPPED) if own else THEIRS)
 
 
-def ask(spec: Spec) -> None:
+def ask(spec: Spec, url: str) -> None:
     """Send test rows to the endpoint over HTTP and show the answers beside the truth."""
     pixels, labels = test_rows(spec)
-    local = cluster.current()
-    assert local is not None
-    with tg.Client(local.serve_url) as client:
+    with tg.Client(url) as client:
         answers = client.predict("digits", {"pixels": pixels})
         body = encode_request({"pixels": pixels[:1].reshape(1, -1).astype(np.float32)})
     given = answers["label"]
-    print(f"\nasked {local.serve_url} about {len(labels)} test rows: {np.mean(given == labels):.1%} right")
+    print(f"\nasked {url} about {len(labels)} test rows: {np.mean(given == labels):.1%} right")
     print("\n".join(picture(pixels[:ROWS_SHOWN])))
     captions = [f"true {true}, answer {answer}" for true, answer in zip(labels, given, strict=True)]
     print("   ".join(f"{caption:<16}" for caption in captions[:ROWS_SHOWN]))
-    print(f"\nthe same with curl:\n{curl_line(local.serve_url, 'digits', body)}")
+    print(f"\nthe same with curl:\n{curl_line(url, 'digits', body)}")
 
 
 def test_rows(spec: Spec) -> tuple[np.ndarray, np.ndarray]:

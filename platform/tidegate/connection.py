@@ -49,7 +49,7 @@ def connect(address: str | None = None) -> None:
         _far = _joined_far(address or os.environ["RAY_ADDRESS"])
         return
     _far = None
-    if _connected():
+    if is_joined():
         return
     local = current()
     address = address or os.environ.get("RAY_ADDRESS") or (local.address if local else None)
@@ -71,7 +71,7 @@ def connect(address: str | None = None) -> None:
 
 def is_far(address: str | None = None) -> bool:
     """Whether `address`, else what was connected to, else RAY_ADDRESS, is reached through the Jobs API only."""
-    if address is None and _far is None and _connected():
+    if address is None and _far is None and is_joined():
         return False
     named = address or (_far.url if _far else os.environ.get("RAY_ADDRESS", ""))
     return named.startswith(("http://", "https://"))
@@ -114,7 +114,8 @@ def _dashboard_url() -> str:
     return found if "://" in found else f"http://{found}"
 
 
-def _connected() -> bool:
+def is_joined() -> bool:
+    """Whether this process is a driver of a cluster."""
     # Not imported means not connected; importing Ray takes a second.
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
@@ -188,7 +189,7 @@ def quiet() -> None:
 
 def status() -> ClusterStatus:
     """What the connected cluster has and has free. Raises ClusterError when this process is not connected."""
-    if not _connected():
+    if not is_joined():
         raise ClusterError("not connected to a cluster", remedy="call tidegate.connect() first")
     import ray
     from ray.util import list_named_actors
