@@ -51,7 +51,7 @@ def test_mistakes_with_a_cluster(stranger: Stranger) -> None:
     spec = stranger.write_spec(short)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"port {port} is taken" in mistake(stranger, "up", "--port", str(port))
+        assert f"port {port} is in use" in mistake(stranger, "up", "--port", str(port))
     stranger.run("tidegate", "up", "--port", str(free_port()))
 
     two = at_once(stranger, *[["train", spec, "--name", "same"]] * 2)
