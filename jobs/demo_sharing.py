@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 import tidegate as tg
 from tidegate import cluster, settings
 from tidegate.errors import NotFoundError, TidegateError
-from tidegate.scheduling.report import Event, Report, Sample
+from tidegate.scheduling.report import Event, Report
+from tidegate.scheduling.timeline import Sample
 from tidegate.spec.run import Spec
 from tidegate.training.progress import News
 

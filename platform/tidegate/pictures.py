@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tidegate.evaluation import Report
-    from tidegate.scheduling.report import Sample
+    from tidegate.scheduling.timeline import Sample
 
 DPI = 160
 NUMBERS_UP_TO = 20

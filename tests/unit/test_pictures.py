@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from tidegate import evaluation, pictures
 from tidegate.evaluation import Report
-from tidegate.scheduling.report import Sample
+from tidegate.scheduling.timeline import Sample
 
 BLUE, ORANGE = (31, 90, 150), (200, 100, 30)
 DARKEST = (8, 48, 107)

@@ -8,8 +8,9 @@ import pytest
 
 from tidegate.scheduling.arbiter import Rules
 from tidegate.scheduling.policy import Decision
-from tidegate.scheduling.report import Event, Report, Sample, device_of, holders, sample
+from tidegate.scheduling.report import Event, Report, holders
 from tidegate.scheduling.snapshot import Deployment, Node, Run, Snapshot
+from tidegate.scheduling.timeline import Sample, device_of, sample
 
 GPU = {"GPU": 1.0}
 SNAPSHOT = Snapshot(

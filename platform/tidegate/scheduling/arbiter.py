@@ -22,8 +22,9 @@ from tidegate.errors import SpecError, UnavailableError
 from tidegate.scheduling.demand import demand
 from tidegate.scheduling.observe import Observer
 from tidegate.scheduling.policy import Decision, decide
-from tidegate.scheduling.report import Event, Report, Sample, device_of, holders, sample
+from tidegate.scheduling.report import Event, Report, holders
 from tidegate.scheduling.snapshot import Run, Snapshot
+from tidegate.scheduling.timeline import Sample, device_of, sample
 from tidegate.spec import document
 from tidegate.spec.capacity import CapacityRules
 from tidegate.training import control

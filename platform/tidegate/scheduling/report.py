@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.scheduling.policy import Decision, places
-from tidegate.scheduling.snapshot import Deployment, Resources, Snapshot
+from tidegate.scheduling.snapshot import Resources, Snapshot
+from tidegate.scheduling.timeline import Sample
 
 EVENTS = 12
 """How many decisions a report tells in words."""
@@ -25,22 +26,6 @@ class Event:
 
     def __str__(self) -> str:
         return f"{datetime.fromtimestamp(self.at, UTC).astimezone():%H:%M:%S}  {self.who}: {self.what}"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Devices of one kind at one moment. `changing` are held for workers and replicas that are about to start."""
-
-    at: float
-    training: float
-    serving: float
-    changing: float
-    other: float
-    free: float
-
-    @property
-    def total(self) -> float:
-        return self.training + self.serving + self.changing + self.other + self.free
 
 
 @dataclass(frozen=True)
@@ -94,29 +79,6 @@ class Report:
 def _has(holder: Holder) -> str:
     wants = f", wants {holder.wants} more" if holder.wants else ""
     return f"{places(holder.has, holder.need)}{wants}{f' ({holder.note})' if holder.note else ''}"
-
-
-def device_of(snapshot: Snapshot) -> str:
-    """The kind that the timeline counts: GPUs where there are any."""
-    return "GPU" if any(node.total.get("GPU") for node in snapshot.nodes) else "CPU"
-
-
-def sample(snapshot: Snapshot, at: float) -> Sample:
-    """How the devices are shared now."""
-    device = device_of(snapshot)
-    total = sum(node.total.get(device, 0.0) for node in snapshot.nodes)
-    free = sum(node.free.get(device, 0.0) for node in snapshot.nodes)
-    # What is free was looked at last: workers may have gone since their run was asked.
-    serving = min(total - free, sum(_held(each) * each.need.get(device, 0.0) for each in snapshot.deployments))
-    training = min(total - free - serving, sum(len(run.nodes) * run.need.get(device, 0.0) for run in snapshot.runs))
-    starting = sum(each.pending * each.need.get(device, 0.0) for each in snapshot.deployments)
-    starting += sum(run.given * run.need.get(device, 0.0) for run in snapshot.runs if not run.nodes)
-    rest = total - free - training - serving
-    return Sample(at, training, serving, min(rest, starting), max(0.0, rest - starting), free)
-
-
-def _held(deployment: Deployment) -> int:
-    return len(deployment.running) + len(deployment.leaving)
 
 
 def holders(snapshot: Snapshot, decision: Decision) -> list[Holder]:
