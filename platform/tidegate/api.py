@@ -19,9 +19,8 @@ from tidegate.scheduling import arbiter
 from tidegate.scheduling.report import Report
 from tidegate.serving import deploy as serving
 from tidegate.serving.status import EndpointStatus
-from tidegate.spec import document
 from tidegate.spec import run as run_spec
-from tidegate.spec.endpoint import Endpoint
+from tidegate.spec.endpoint import Endpoint, wanted
 from tidegate.spec.run import Spec
 from tidegate.tracking import RunRecord
 from tidegate.transforms.base import Array
@@ -115,8 +114,11 @@ def get_run(name: str) -> Run:
 
 
 def deploy(endpoint: Endpoint | str | Path) -> Deployed:
-    """Deploy an endpoint, or move it to another version; returns when it serves."""
-    spec = endpoint if isinstance(endpoint, Endpoint) else document.read(Endpoint, endpoint)
+    """Deploy an endpoint, or move it to another version; returns when it serves.
+
+    `endpoint` may be a spec's file, or a version such as `digits@production`, for a plain endpoint of the model's name.
+    """
+    spec = endpoint if isinstance(endpoint, Endpoint) else wanted(endpoint)
     if jobs := connection.far():
         text = json.dumps(spec.model_dump(mode="json", exclude_unset=True))
         return Deployed(EndpointStatus(**jobs.call("deploy", files={ENDPOINT: text})))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tidegate.errors import SpecError
 from tidegate.spec import document, run
 from tidegate.spec.base import Part
-from tidegate.spec.endpoint import Endpoint
+from tidegate.spec.endpoint import Endpoint, wanted
 from tidegate.spec.run import Spec
 
 ROOT = Path(__file__).parents[2]
@@ -577,3 +577,13 @@ def test_shipped_endpoints_parse(path: Path) -> None:
 def test_something_is_shipped() -> None:
     assert SHIPPED
     assert SHIPPED_ENDPOINTS
+
+
+def test_a_version_is_an_endpoint_of_its_models_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert wanted("digits@production") == Endpoint(name="digits", model="digits@production")
+    Path("digits@2").write_text("name: other\nmodel: digits@2\n")
+    assert wanted("digits@2").name == "other"
+    for what in ("Digits@production", "digits@", "no-file.yaml"):
+        with pytest.raises(SpecError):
+            wanted(what)

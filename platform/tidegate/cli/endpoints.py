@@ -12,13 +12,16 @@ from tidegate.cli import complete
 
 
 @click.command(short_help="Deploy an endpoint, or move it to what its spec now says.")
-@click.argument("spec", type=click.Path(path_type=Path))
-def deploy(spec: Path) -> None:
-    """Deploy an endpoint spec, or move the endpoint to what the spec now says."""
-    from tidegate.spec import document
-    from tidegate.spec.endpoint import Endpoint
+@click.argument("what")
+def deploy(what: str) -> None:
+    """Deploy an endpoint, or move it to what its spec now says.
 
-    endpoint = document.read(Endpoint, spec)
+    WHAT is the file of an endpoint spec, or a version such as digits@production, which gets an endpoint of the model's
+    name with one replica.
+    """
+    from tidegate.spec.endpoint import wanted
+
+    endpoint = wanted(what)
     from tidegate import connection
 
     if connection.is_far():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, StringConstraints, model_validator
 
+from tidegate.spec import document
 from tidegate.spec.base import BrokenRules, Name, Part
 
 ModelRef = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(@[a-z0-9][a-z0-9_-]{0,62})?$")]
@@ -62,3 +64,14 @@ class Endpoint(Part):
     autoscale: Autoscale = Autoscale()
     batch: Batch = Batch()
     capacity: Capacity = Capacity()
+
+
+def wanted(what: str | Path) -> Endpoint:
+    """The endpoint of a spec's file, or a plain one of the model's own name for a version such as `digits@production`.
+
+    Raises SpecError.
+    """
+    model, at, _ = str(what).partition("@")
+    if at and not Path(what).exists():
+        return document.parse(Endpoint, {"name": model, "model": str(what)}, source=str(what))
+    return document.read(Endpoint, what)
