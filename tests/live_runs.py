@@ -245,9 +245,9 @@ class InThread(Carried):
             raise self._error
         assert self._thread.is_alive(), f"{self.run} has ended already"
 
-    def final(self) -> Checkpoint:
+    def final(self, within_s: float = DEADLINE_S) -> Checkpoint:
         """The final checkpoint, when there is one. Raises what ended the run."""
-        self._thread.join(DEADLINE_S)
+        self._thread.join(within_s)
         assert not self._thread.is_alive(), f"{self.run} does not end, at step {steps_done(self.run)}"
         if self._error is not None:
             raise self._error

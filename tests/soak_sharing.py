@@ -44,13 +44,15 @@ from tidegate.scheduling import arbiter
 from tidegate.spec.run import Spec
 from tidegate.training import control
 
-STEPS_PER_S, STEPS_PER_EPOCH = 20, 24
+STEPS_PER_S, STEPS_PER_EPOCH = 10, 24
 """Of a paced run, at most."""
 RUNS = {"first": (2, 4), "second": (1, 2)}
 MOST_REPLICAS = 4
 KILL_EVERY_S = 30.0
 HURT_S = 40.0
 """A request that began so long after a replica was killed must not fail. A busy machine's lost node is noticed late."""
+ENDS_S = 1200.0
+"""Within which a run ends once nothing holds it up: kills have left most of its steps for then."""
 SETTLED_S = 150.0
 """Within which serving has what it wants, whatever was killed."""
 
@@ -125,8 +127,8 @@ class Soak:
             file.unlink()
         with (
             slow_application(MOST_REPLICAS),
-            InThread(specs["first"], prepared, "first", loop=paced(gate)) as first,
-            InThread(specs["second"], prepared, "second", loop=paced(gate)) as second,
+            InThread(specs["first"], prepared, "first", loop=paced(gate, 1 / STEPS_PER_S)) as first,
+            InThread(specs["second"], prepared, "second", loop=paced(gate, 1 / STEPS_PER_S)) as second,
         ):
             threads = [threading.Thread(target=self.ask, args=(number,)) for number in range(12)]
             threads += [threading.Thread(target=self.look)]
@@ -137,7 +139,7 @@ class Soak:
                 self.clients = 0
                 gate.unlink()
                 for run in (first, second):
-                    self.check(digest(run.final()) == alone, f"{run.run} ended with other weights")
+                    self.check(digest(run.final(ENDS_S)) == alone, f"{run.run} ended with other weights")
             finally:
                 self.over.set()
                 for thread in threads:

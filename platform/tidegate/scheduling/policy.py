@@ -302,14 +302,17 @@ class _Plan:
 
     def _start(self, run: Run) -> bool:
         state, need = self.state, self.need[run.name]
+        before = state.held.copy()
         if run.feed_cpus and not state.table.take(state.table.vector({"CPU": run.feed_cpus}), 1):
             return False
         seats = state.table.take(need, run.low)
         seats += self._from_others(run, run.low - seats.total())
         state.seats[run.name], state.size[run.name] = seats, run.low
-        state.held += run.low * need
+        state.held = state.held + run.low * need
         state.reasons[run.name] = "starts"
-        return seats.total() == run.low
+        # Whom it takes from may have held more than it will: of another kind, say.
+        keeps_floor = bool((state.held + EPSILON >= np.minimum(before, self.floor)).all())
+        return keeps_floor and seats.total() == run.low
 
     def _from_others(self, run: Run, count: int) -> Seats:
         """Places for a run: what others can spare whose priority is not higher; all, where it is lower."""
