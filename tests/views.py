@@ -82,8 +82,9 @@ def checkpoints(run: str) -> View:
         found = Checkpoints(str(settings.home() / "runs" / run / "checkpoints")).latest()
         if found is None:
             return ""
-        tensors = [tensor.numpy().tobytes() for part in found.tensors.values() for tensor in part.values()]
-        return f"step {found.step} {hashlib.sha256(b''.join(tensors)).hexdigest()}"
+        tensors = {f"{part}.{name}": each for part, of in found.tensors.items() for name, each in of.items()}
+        digest = hashlib.sha256(b"".join(name.encode() + tensors[name].numpy().tobytes() for name in sorted(tensors)))
+        return f"step {found.step} {digest.hexdigest()}"
 
     return look
 

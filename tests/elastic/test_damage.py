@@ -3,6 +3,7 @@ before, never a traceback and never another answer."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -55,15 +56,16 @@ def kept() -> Iterator[Kept]:
         document["train"] |= {"epochs": 12, "workers": {"min": 1, "max": 1}}
         document["evaluate"]["require"] = {"test.accuracy": {"at_least": 0.8}}
 
-    def endless(document: dict[str, Any]) -> None:
-        document["train"] |= {"epochs": 5000, "workers": {"min": 1, "max": 1}, "checkpoint": {"every_steps": 100}}
+    def long(document: dict[str, Any]) -> None:
+        document["train"] |= {"epochs": 200, "workers": {"min": 1, "max": 1}, "checkpoint": {"every_steps": 100}}
+        del document["publish"]
 
     stranger = strangers.new_stranger()
     try:
         stranger.run("python", "jobs/datasets/digits.py")
         stranger.run("tidegate", "up", "--port", str(free_port()))
         stranger.run("tidegate", "train", stranger.write_spec(short))
-        stranger.run("tidegate", "train", stranger.write_spec(endless), "--name", HALFWAY, "--detach")
+        stranger.run("tidegate", "train", stranger.write_spec(long), "--name", HALFWAY, "--detach")
         until(lambda: len(list(stranger.kept.glob(f"runs/{HALFWAY}/checkpoints/*/checkpoint.json"))) > 1)
         stranger.run("tidegate", "stop", HALFWAY)
         stranger.run("tidegate", "down")
@@ -84,18 +86,22 @@ def until(true: Callable[[], bool]) -> None:
 def test_what_is_told_of_a_damaged_home_is_true(kept: Kept) -> None:
     before = kept.look()
     assert [name for name, seen in before.items() if seen.code] == ["cluster"], before
+    shutil.rmtree(max((kept.stranger.kept / "runs" / HALFWAY / "checkpoints").iterdir()))
+    older = kept.look()["checkpoints"].told
+    assert older.startswith("step ")
+    assert older != before["checkpoints"].told
     troubles = []
     for path in sorted(path.relative_to(kept.whole) for path in kept.whole.rglob("*") if path.is_file()):
         for damage in (deleted, halved):
             kept.restore()
             damage(kept.stranger.kept / path)
             for name, now in kept.look().items():
-                if trouble := wrong(name, before[name], now):
+                if trouble := wrong(name, before[name], now, older):
                     troubles.append(f"{damage.__name__} {path}, {name}: {trouble}")
     assert not troubles, "\n".join(troubles)
 
 
-def wrong(name: str, before: Seen, now: Seen) -> str:
+def wrong(name: str, before: Seen, now: Seen, older: str) -> str:
     """What is not as it should be; "" for a line, what was there before, or less than that."""
     if now.code:
         lines = now.complaint.splitlines()
@@ -104,9 +110,31 @@ def wrong(name: str, before: Seen, now: Seen) -> str:
     if "Traceback" in now.complaint:
         return now.complaint
     if name in WHOLE:
-        return "" if now.told in (before.told, "") else f"{now.told!r} in place of {before.told!r}"
-    *lines, last = now.told.splitlines() or [""]
-    known = set(before.told.splitlines())
-    # Of a text that was cut, the last line may be a part of one.
-    new = {*lines, *([] if any(line.startswith(last) for line in known) else [last])} - known
-    return f"said {sorted(new)}" if new else ""
+        return "" if now.told in (before.told, "", older) else f"{now.told!r} in place of {before.told!r}"
+    known = before.told.split()
+    # What is not known any more is a dash; of a text that was cut, the last word may be a part of one.
+    new = [word for word in now.told.split() if word != "-" and not any(old.startswith(word) for old in known)]
+    return f"said {new}" if new else ""
+
+
+def test_a_run_goes_on_from_what_is_whole(kept: Kept) -> None:
+    """Each file that a stopped run goes on from, one at a time: it ends with the same model, or says why not."""
+    read = ("checkpoints/*/*", "spec.yaml", "status.json", "steps")
+    paths = [path for pattern in read for path in kept.whole.glob(f"runs/{HALFWAY}/{pattern}")]
+    paths = sorted(path.relative_to(kept.whole) for path in [*paths, *kept.whole.glob("prepared/*/*")])
+    digests, troubles = set(), []
+    for path in paths:
+        kept.restore()
+        halved(kept.stranger.kept / path)
+        kept.stranger.run("tidegate", "up", "--port", str(free_port()))
+        done = kept.stranger.run("tidegate", "resume", HALFWAY, check=False)
+        kept.stranger.run("tidegate", "down")
+        if done.returncode == 0:
+            digests |= {
+                json.loads(p.read_text())["digest"]
+                for p in kept.stranger.kept.glob(f"artifacts/*/{HALFWAY}/artifact.json")
+            }
+        elif done.returncode != 2 or done.stderr.count("\n") != 1:
+            troubles.append(f"{path}: {done.returncode}, {done.stderr!r}")
+    assert not troubles, "\n".join(troubles)
+    assert len(digests) == 1
