@@ -45,3 +45,9 @@ def new_stranger() -> Iterator[Callable[[], Stranger]]:
     yield make
     for stranger in made:
         strangers.leave(stranger)
+
+
+@pytest.fixture
+def stranger(new_stranger: Callable[[], Stranger]) -> Stranger:
+    """One of them."""
+    return new_stranger()

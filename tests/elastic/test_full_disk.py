@@ -5,12 +5,10 @@ Each of the folders becomes a small disk of its own, in a mount namespace that e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-import stranger as strangers
 from ports import free_port
 from stranger import Stranger
 
@@ -36,13 +34,6 @@ train again digits-artifacts
 tidegate models
 tidegate down >/dev/null
 """
-
-
-@pytest.fixture
-def stranger() -> Iterator[Stranger]:
-    made = strangers.new_stranger()
-    yield made
-    strangers.leave(made)
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_lost(stranger: Stranger) -> None:

@@ -8,25 +8,16 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-import stranger as strangers
 from ports import free_port
 from stranger import Stranger
 
 pytestmark = pytest.mark.cluster
 
 SEED, MOMENTS = 20261123, 8
-
-
-@pytest.fixture
-def stranger() -> Iterator[Stranger]:
-    made = strangers.new_stranger()
-    yield made
-    strangers.leave(made)
 
 
 def digests(stranger: Stranger) -> set[str]:

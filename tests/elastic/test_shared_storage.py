@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-import stranger as strangers
 from ports import free_port
 from stranger import BIN, Stranger
 
@@ -21,13 +20,6 @@ pytestmark = pytest.mark.cluster
 ELSEWHERE = (
     "hostname elsewhere && mount -t tmpfs none {hidden} && exec {ray} start --address={address} --block --num-cpus=1"
 )
-
-
-@pytest.fixture
-def stranger() -> Iterator[Stranger]:
-    made = strangers.new_stranger()
-    yield made
-    strangers.leave(made)
 
 
 @contextmanager
