@@ -177,9 +177,11 @@ def quiet() -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve"):
         logger = logging.getLogger(name)
+        # Ray Data writes an error out that it then raises: it would be told twice, once with all of its stack.
+        level = logging.CRITICAL if name == "ray.data" else logging.ERROR
         for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-                handler.setLevel(logging.ERROR)
+                handler.setLevel(level)
         if name != "ray.data":
             logger.setLevel(logging.ERROR)
     if "ray.data" in sys.modules:

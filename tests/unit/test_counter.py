@@ -52,3 +52,15 @@ def test_a_new_counter_is_at_zero_and_one_that_is_opened_again_is_not(tmp_path: 
         counter.write(steps)
         assert StepCounter(tmp_path / "steps").read() == counter.read() == steps
     assert (tmp_path / "steps").stat().st_size == 8
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
+    script = (
+        "import sys, tempfile; from pathlib import Path; from tidegate.training.counter import StepCounter\n"
+        "folder = Path(sys.argv[1])\n"
+        "(folder / 'filled').write_bytes(b'x' * 16384)\n"
+        "try:\n    StepCounter(folder / 'steps')\nexcept OSError as error:\n    print(error.strerror)\n"
+    )
+    mount = f'mount -t tmpfs -o size=16k none {tmp_path} && exec {sys.executable} -c "$0" {tmp_path}'
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", mount, script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "No space left on device\n"), done.stderr

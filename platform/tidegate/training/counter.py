@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from pathlib import Path
 
@@ -16,6 +17,8 @@ class StepCounter:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
             file.truncate(FORMAT.size)
+            # On a full disk here, as an error: writing to mapped memory would end the process without a word.
+            os.posix_fallocate(file.fileno(), 0, FORMAT.size)
             self._map = mmap.mmap(file.fileno(), FORMAT.size)
 
     def read(self) -> int:

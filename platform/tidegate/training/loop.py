@@ -14,7 +14,7 @@ import ray.train.torch
 import torch
 from torch import nn
 
-from tidegate import evaluation
+from tidegate import disk, evaluation
 from tidegate.data.feed import Feed, steps_per_unit
 from tidegate.data.local_feed import LocalFeed
 from tidegate.data.prepared import Prepared
@@ -55,6 +55,8 @@ def as_failure(error: Exception) -> TidegateError:
     """An error of the loop, the model or the data as the person should see it: it would come again after a restart."""
     if isinstance(error, TidegateError):
         return error
+    if refused := disk.refusal(error):
+        return refused
     lines = str(error).strip().splitlines() or [""]
     return TrainingError(f"the loop raised {type(error).__name__}: {lines[0]}{_place(error)}")
 

@@ -104,8 +104,12 @@ class News:
             # No worker has told anything yet: the run stands where an earlier driver left it.
             kept = replace(before, totals=self.totals)
         work = folder / f"{STATUS}.partial"
-        work.write_text(json.dumps(asdict(kept)))
-        work.replace(folder / STATUS)
+        try:
+            work.write_text(json.dumps(asdict(kept)))
+            work.replace(folder / STATUS)
+        except OSError:
+            work.unlink(missing_ok=True)
+            raise
 
 
 @dataclass(frozen=True)
