@@ -22,7 +22,7 @@ train() {
   tidegate train jobs/specs/varied.yaml --name "$2" >/dev/null 2>errors
   echo "$1|$?|$(grep -c . errors)|$(tail -1 errors)"
 }
-tidegate up --port "$PORT" >/dev/null
+tidegate up --port "$PORT" >/dev/null || exit 1
 mkdir -p $kept/prepared $kept/runs $kept/artifacts/digits
 for folder in prepared runs artifacts/digits; do
   mount -t tmpfs -o size=16k none $kept/$folder

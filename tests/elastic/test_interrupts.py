@@ -45,7 +45,8 @@ def test_an_interrupt_at_any_moment_loses_nothing(stranger: Stranger) -> None:
         code, complaint = interrupted(stranger, ["tidegate", "train", spec, "--name", name], moment)
         ended.append(code)
         assert code in (130, 0), f"after {moment:.1f} s: {code}, {complaint}"
-        assert complaint.count("\n") <= 1, f"after {moment:.1f} s: {complaint}"
+        # The first line ends that of the terminal's ^C.
+        assert len(complaint.strip().splitlines()) <= 1, f"after {moment:.1f} s: {complaint}"
         if code:
             stranger.run("tidegate", "train", spec, "--name", name)
     assert ended.count(130) >= MOMENTS // 2, ended

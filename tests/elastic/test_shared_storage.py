@@ -12,33 +12,49 @@ from typing import Any
 
 import pytest
 
+from grounds import started, wait_for
 from ports import free_port
 from stranger import BIN, Stranger
 
 pytestmark = pytest.mark.cluster
 
-ELSEWHERE = (
-    "hostname elsewhere && mount -t tmpfs none {hidden} && exec {ray} start --address={address} --block --num-cpus=1"
-)
+# A node in name spaces of its own: another host name, and disks of its own over two folders, until the flags say otherwise.
+OTHER = """
+hostname elsewhere
+for folder in {folders}; do
+  mount -t tmpfs none $folder
+  (until [ -e {flag}-$(basename $folder) ]; do sleep 0.5; done; umount $folder) &
+done
+exec {ray} start --address={address} --block --num-cpus=1
+"""
 
 
 @contextmanager
-def another_machine(stranger: Stranger, hidden: Path) -> Iterator[None]:
-    """A node of the stranger's cluster that sees nothing of the folder `hidden`."""
-    shell = stranger.run("tidegate", "env").stdout
-    exported = dict(line.removeprefix("export ").split("=", 1) for line in shell.splitlines())
-    script = ELSEWHERE.format(hidden=hidden, ray=BIN / "ray", address=exported["RAY_ADDRESS"])
-    command = ["unshare", "-rmu", "bash", "-c", f"{script} --node-ip-address=127.0.0.2"]
+def another_machine(stranger: Stranger, address: str, variables: dict[str, str], *folders: Path) -> Iterator[None]:
+    """A node of the cluster at `address` that sees nothing of these folders until `see` is called for them."""
+    names = " ".join(map(str, folders))
+    script = OTHER.format(folders=names, flag=stranger.home / "see", ray=BIN / "ray", address=address)
     with (stranger.home / "node.log").open("w") as out:
         process = subprocess.Popen(
-            command, env=stranger.environment | exported, stdout=out, stderr=out, start_new_session=True
+            ["unshare", "-rmu", "bash", "-c", script],
+            env=stranger.environment | variables,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
         try:
-            until(lambda: stranger.run("tidegate", "status").stdout.count("2 nodes") == 1)
+            until(lambda: "2 nodes" in stranger.run("tidegate", "status", RAY_ADDRESS=address, **variables).stdout)
             yield
         finally:
+            for folder in folders:
+                see(stranger, folder)
             process.terminate()
             process.wait(60)
+
+
+def see(stranger: Stranger, folder: Path) -> None:
+    """The other machine sees the folder from now on."""
+    (stranger.home / f"see-{folder.name}").touch()
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -48,6 +64,13 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(1)
 
 
+def refused(stranger: Stranger, spec: str, address: str, variables: dict[str, str]) -> str:
+    """The line with which a run does not begin."""
+    done = stranger.run("tidegate", "train", spec, check=False, RAY_ADDRESS=address, **variables)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    return done.stderr
+
+
 def test_local_storage_on_several_nodes_is_refused_before_anything_is_done(stranger: Stranger) -> None:
     def short(document: dict[str, Any]) -> None:
         document["train"] |= {"epochs": 1, "workers": {"min": 1, "max": 1}}
@@ -55,18 +78,20 @@ def test_local_storage_on_several_nodes_is_refused_before_anything_is_done(stran
 
     stranger.run("python", "jobs/datasets/digits.py")
     spec = stranger.write_spec(short)
-    stranger.run("tidegate", "up", "--cpus", "2", "--port", str(free_port()))
-    with another_machine(stranger, stranger.kept):
-        done = stranger.run("tidegate", "train", spec, check=False)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert f"1 of 2 nodes (127.0.0.2) does not see {stranger.kept} of this machine" in done.stderr
-        assert "mount one storage at one path of every node" in done.stderr
-        assert "no runs yet" in stranger.run("tidegate", "runs").stdout
     outside = stranger.home.parent / "data"
     outside.mkdir()
-    os.replace(stranger.kept / "data/digits.parquet", outside / "digits.parquet")
-    stranger.write_spec(lambda document: document["data"]["source"].update(path=str(outside / "digits.parquet")))
-    with another_machine(stranger, outside):
-        done = stranger.run("tidegate", "train", spec, check=False)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert f"does not see the source {outside / 'digits.parquet'}" in done.stderr
+    variables = {"RAY_AUTH_MODE": "disabled"}
+    with started(stranger, variables) as address:
+        wait_for(address)
+        variables["TIDEGATE_SERVE_PORT"] = str(free_port())
+        with another_machine(stranger, address, variables, stranger.kept, outside):
+            line = refused(stranger, spec, address, variables)
+            assert "1 of 2 nodes" in line
+            assert f"does not see {stranger.kept} of this machine" in line
+            assert "mount one storage at one path of every node" in line
+            assert "no runs yet" in stranger.run("tidegate", "runs").stdout
+            os.replace(stranger.kept / "data/digits.parquet", outside / "digits.parquet")
+            stranger.write_spec(lambda document: document["data"]["source"].update(path=f"{outside}/digits.parquet"))
+            see(stranger, stranger.kept)
+            until(lambda: "not see the source" in refused(stranger, spec, address, variables))
+            assert f"not see the source {outside}/digits.parquet" in refused(stranger, spec, address, variables)
