@@ -12,7 +12,7 @@ from stranger import BIN, Stranger
 from tidegate.cluster import listens
 from tidegate.cluster_environment import NODE_FLAGS
 
-INIT = "import ray, runpy; ray.init(num_cpus=4); runpy.run_path('jobs/demo.py', run_name='__main__')"
+INIT = "import ray, runpy; ray.init('local', num_cpus=4); runpy.run_path('jobs/demo.py', run_name='__main__')"
 RIGHT = 0.9
 
 

@@ -18,7 +18,7 @@ from stranger import BIN, Stranger
 
 pytestmark = pytest.mark.cluster
 
-# A node in name spaces of its own: another host name, and disks of its own over two folders, until the flags say otherwise.
+# In name spaces of its own: another host name, and disks of its own over the folders until flags say otherwise.
 OTHER = """
 hostname elsewhere
 for folder in {folders}; do
