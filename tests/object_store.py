@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 import pyarrow.fs as pafs
 import pytest
 from moto.server import ThreadedMotoServer
@@ -27,6 +28,8 @@ def object_store() -> Iterator[tuple[str, pafs.FileSystem]]:
             patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
             patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
             address = f"{host}:{port}"
+            # What another server of this process was given is still there.
+            httpx.post(f"http://{address}/moto-api/reset").raise_for_status()
             store = pafs.S3FileSystem(endpoint_override=f"http://{address}", allow_bucket_creation=True)
             store.create_dir(BUCKET)
             yield address, store

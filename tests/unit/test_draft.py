@@ -475,7 +475,8 @@ def test_what_the_command_says(
     Path("specs").mkdir()
     arguments = ["data/titanic.csv", "--target", "Survived", "-o", "specs/ship.yaml", "--name", "ship"]
     monkeypatch.setattr("sys.argv", ["tidegate", "spec", "init", *arguments])
-    main()
+    with pytest.raises(SystemExit, match="^0$"):
+        main()
     first, second, third = capsys.readouterr().out.splitlines()
     assert first == "specs/ship.yaml: from 5 inputs of data/titanic.csv to 'Survived', model type mlp"
     assert second.startswith("left out, for reasons in the file: a column without a name, PassengerId, Name, ")
@@ -484,7 +485,8 @@ def test_what_the_command_says(
     assert (spec.name, spec.data.source.path) == ("ship", str(tmp_path / "data/titanic.csv"))
     assert "source: {path: ../data/titanic.csv}" in Path("specs/ship.yaml").read_text()
     monkeypatch.setattr("sys.argv", ["tidegate", "spec", "check", "specs/ship.yaml"])
-    main()
+    with pytest.raises(SystemExit, match="^0$"):
+        main()
     assert capsys.readouterr().out == "specs/ship.yaml: fine\n"
 
 
