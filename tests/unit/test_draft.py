@@ -421,7 +421,7 @@ NAMES_ONLY = "name,y\n" + "".join(f"n{n},{n % 2}\n" for n in range(30))
         ("a;b;y\n1;2;3\n", [], "has no comma, but ';'; expected fields divided by commas"),
         ("5.1,3.5,0\n4.9,3.0,1\n", [], "holds numbers: 5.1, 3.5, 0; expected a first line with the columns' names"),
         (b"\x00\x01\xfe\xff\n\x89PNG,\x80\n", [], "1 columns, got 2: (bytes that are no UTF-8 text); correct the file"),
-        ("x,y\n1,2,3\n", [], "rows.csv is no readable csv: CSV parse error: Row #2: Expected 2 columns, got 3"),
+        ("x,y\n1,2,3\n", [], "Expected 2 columns, got 3"),
     ],
 )
 def test_a_table_that_nothing_can_be_learned_from(
@@ -475,7 +475,7 @@ def test_what_the_command_says(
     Path("specs").mkdir()
     arguments = ["data/titanic.csv", "--target", "Survived", "-o", "specs/ship.yaml", "--name", "ship"]
     monkeypatch.setattr("sys.argv", ["tidegate", "spec", "init", *arguments])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main()
     first, second, third = capsys.readouterr().out.splitlines()
     assert first == "specs/ship.yaml: from 5 inputs of data/titanic.csv to 'Survived', model type mlp"
@@ -485,7 +485,7 @@ def test_what_the_command_says(
     assert (spec.name, spec.data.source.path) == ("ship", str(tmp_path / "data/titanic.csv"))
     assert "source: {path: ../data/titanic.csv}" in Path("specs/ship.yaml").read_text()
     monkeypatch.setattr("sys.argv", ["tidegate", "spec", "check", "specs/ship.yaml"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main()
     assert capsys.readouterr().out == "specs/ship.yaml: fine\n"
 
