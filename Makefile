@@ -1,18 +1,19 @@
 # make demo          train on real data, register, serve, ask, show; nothing is left running (KEEP=1 leaves it up)
+# make demo-sharing  a run lends its devices to an endpoint under load and takes them back; draws them over time
 # make test          lint, types and all tests: what CI runs
 # make test-elastic  runs that are resized, paused and hurt while they train: what becomes of rows, steps and weights
 # make bench         side by side with peers, on a machine that does nothing else (hours): serving, training against
-#                    torchrun, reductions, checkpoints, resizes, memory; goes through all and then names what was missed
+#                    torchrun, reductions, checkpoints, resizes, memory, sharing; goes through all and then names what was missed
 # make results       quality of the shipped specs over seeds and folds (long)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := serving training reduction checkpoints resize memory
+BENCHMARKS := serving training reduction checkpoints resize memory deciding sharing
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint types unit cluster e2e test-elastic bench results clean
+.PHONY: setup demo demo-sharing test lint types unit cluster e2e test-elastic bench results clean
 
 setup: $(STAMP)
 
@@ -25,6 +26,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	@$(BIN)/python jobs/demo.py $(if $(KEEP),--keep)
+
+demo-sharing: $(STAMP)
+	@$(BIN)/python jobs/demo_sharing.py
 
 test: lint types unit cluster e2e
 

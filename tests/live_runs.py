@@ -108,6 +108,20 @@ def fit(spec: Spec, prepared: Prepared, run: str = "run", **options: Any) -> Che
 def ignore(_: object) -> None: ...
 
 
+def paced(gate: Path, pause_s: float = 0.05) -> Callable[[Any], None]:
+    """Tidegate's own loop, slow for as long as the file `gate` is there: a run that lasts while a test needs it."""
+
+    def loop(fit: Any) -> None:
+        model, _ = fit.prepare(fit.build())
+        loss_of = fit.objective()
+        for batch in fit.batches("train"):
+            if gate.exists():
+                time.sleep(pause_s)
+            fit.step(*loss_of(model(batch), batch[fit.target.column]))
+
+    return loop
+
+
 def digest(checkpoint: Checkpoint) -> str:
     """Of all weights and the optimizer's state."""
     total = hashlib.sha256()
@@ -231,9 +245,9 @@ class InThread(Carried):
             raise self._error
         assert self._thread.is_alive(), f"{self.run} has ended already"
 
-    def final(self) -> Checkpoint:
+    def final(self, within_s: float = DEADLINE_S) -> Checkpoint:
         """The final checkpoint, when there is one. Raises what ended the run."""
-        self._thread.join(DEADLINE_S)
+        self._thread.join(within_s)
         assert not self._thread.is_alive(), f"{self.run} does not end, at step {steps_done(self.run)}"
         if self._error is not None:
             raise self._error
@@ -299,13 +313,16 @@ def workers_of(run: str, ledger: Path) -> list[int]:
 
 
 def is_worker(pid: int) -> bool:
-    """Whether this is a living process of our own Ray: its number may have been given to somebody else's since."""
+    """Whether this is a living worker of our own Ray: its number may have been given to another process since."""
     try:
         title = Path(f"/proc/{pid}/cmdline").read_bytes()
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
-    return title.startswith(b"ray::") and f"HOME={os.environ['HOME']}".encode() in environment
+    # What it calls itself while it trains, and while its group is taken down.
+    return title.startswith((b"ray::RayTrainWorker", b"ray::execute")) and (
+        f"HOME={os.environ['HOME']}".encode() in environment
+    )
 
 
 def kill_worker(pid: int) -> None:

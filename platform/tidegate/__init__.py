@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tidegate.api import (
         Deployed,
         Run,
+        capacity_report,
         connect,
         deploy,
         endpoints,
@@ -33,6 +34,7 @@ _HOMES = {
         (
             "Deployed",
             "Run",
+            "capacity_report",
             "connect",
             "deploy",
             "endpoints",
@@ -62,6 +64,7 @@ __all__ = [
     "Spec",
     "TidegateError",
     "Version",
+    "capacity_report",
     "connect",
     "deploy",
     "endpoints",

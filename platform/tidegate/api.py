@@ -16,6 +16,8 @@ from tidegate.console import Console
 from tidegate.errors import NotFoundError
 from tidegate.lifecycle import Outcome
 from tidegate.registry import Version
+from tidegate.scheduling import arbiter
+from tidegate.scheduling.report import Report
 from tidegate.serving import deploy as serving
 from tidegate.serving.status import EndpointStatus
 from tidegate.spec import document
@@ -196,6 +198,12 @@ def endpoints() -> list[EndpointStatus]:
 def runs() -> list[RunRecord]:
     """Recorded runs, newest first."""
     return tracking.runs()
+
+
+def capacity_report() -> Report:
+    """Who has the cluster's devices, who wants them, and why the last decisions were made."""
+    connection.connect()
+    return arbiter.report()
 
 
 def set_alias(name: str, alias: str, version: Version | int, *, reason: str) -> Version:

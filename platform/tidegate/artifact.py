@@ -48,7 +48,9 @@ CODE = "code/"
 class Model:
     """A loaded model version. `predict` may be called from several threads."""
 
-    def __init__(self, document: Mapping[str, Any], weights: Mapping[str, Tensor], code: Code, digest: str) -> None:
+    def __init__(
+        self, document: Mapping[str, Any], weights: Mapping[str, Tensor], code: Code, digest: str, device: str = "cpu"
+    ) -> None:
         self.name, self.digest = str(document["name"]), digest
         self.signature = Signature.from_json(document["signature"])
         self.columns = Columns(document["columns"])
@@ -59,7 +61,8 @@ class Model:
         if reason := misfit(self.module, weights):
             raise ValueError(f"its weights do not fit the module that its spec makes ({reason})")
         self.module.load_state_dict(dict(weights))
-        self.module.eval()
+        self.module.eval().to(device)
+        self._device = device
 
     def predict(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Answers by output name, `[rows, ...]`, for columns as the signature names them.
@@ -68,8 +71,8 @@ class Model:
         """
         arrays = self.columns.apply(inputs)
         with torch.inference_mode():
-            outputs = self.module({name: torch.from_numpy(array) for name, array in arrays.items()})
-        raw = outputs.float().numpy()
+            outputs = self.module({name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()})
+        raw = outputs.float().cpu().numpy()
         return self.target.answers(raw if self.target.is_category else raw.reshape(-1))
 
     def example(self, rows: int = 1) -> dict[str, Array]:
@@ -104,8 +107,10 @@ def write(folder: Path, spec: Spec, prepared: Prepared, weights: Mapping[str, Te
     return digest
 
 
-def load(folder: Path, digest: str | None = None) -> Model:
+def load(folder: Path, digest: str | None = None, device: str = "cpu") -> Model:
     """Load a model version and verify its content. Sources of a person's own model are executed, once verified.
+
+    It computes on `device`, as torch names it.
 
     Raises ArtifactError when files are missing or damaged, when the content is not what `digest` says, or when an own
     model does not build here.
@@ -121,7 +126,7 @@ def load(folder: Path, digest: str | None = None) -> Model:
         if found != manifest["digest"] or (digest is not None and found != digest):
             raise ValueError(f"its digest is {found[:12]}, not {(digest or manifest['digest'])[:12]}")
         code = Code({name.removeprefix(CODE): files[name].decode() for name in files if name.startswith(CODE)})
-        return Model(document, load_tensors(files[WEIGHTS]), code, found)
+        return Model(document, load_tensors(files[WEIGHTS]), code, found, device)
     except SpecError as error:
         raise ArtifactError(
             f"the model version in {folder} cannot be used: {error}", remedy="install the packages it was trained with"
@@ -133,8 +138,8 @@ def load(folder: Path, digest: str | None = None) -> Model:
 
 
 def normalised(spec: Spec) -> dict[str, Any]:
-    """What decides the model besides the data: no names, paths, numbers of workers, or when checkpoints are written."""
-    train = spec.train.model_dump(exclude={"workers"})
+    """What decides the model besides the data: no names, paths, workers, priority, or when checkpoints are written."""
+    train = spec.train.model_dump(exclude={"workers", "priority"})
     train |= {"threads": spec.train.workers.cpu, "checkpoint": {"best": spec.train.checkpoint.best}}
     data = spec.data.model_dump(include={"inputs", "target", "split", "invalid_rows"})
     return {"seed": spec.seed, "data": data, "model": spec.model.model_dump(), "train": train}

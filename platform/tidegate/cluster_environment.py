@@ -24,6 +24,8 @@ NODE_FLAGS = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # A request whose replica died goes to another one. Not `all-retryable-errors`: that replays 503s, which shed load.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
+    # A replica that goes keeps its devices so long, for load balancers to hear of it; HAProxy hears within a second.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_USAGE_STATS_ENABLED": "0",
 }

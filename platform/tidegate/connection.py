@@ -42,7 +42,9 @@ def connect(address: str | None = None) -> None:
     _check_address(address)
     if local is not None and address == local.address:
         # Before Ray is imported, which reads them then; for a process that has imported it there are the two calls.
-        for name, value in (LOOPBACK_FLAG | {"RAY_AUTH_MODE": local.auth}).items():
+        # What the environment says of authentication is meant for another cluster: this one would refuse it.
+        os.environ["RAY_AUTH_MODE"] = local.auth
+        for name, value in LOOPBACK_FLAG.items():
             os.environ.setdefault(name, value)
         reread_settings()
         keep_loopback_addresses()

@@ -139,7 +139,7 @@ def live(news: News) -> str:
     if news.phase == "training" and progress.total_steps:
         return sentence(progress)
     where = f", step {progress.step}/{progress.total_steps}" if progress.total_steps else ""
-    return f"{PHASES[news.phase]}{where}"
+    return f"{PHASES[news.phase]}{where}{f', {news.note}' if news.note else ''}"
 
 
 def sentence(progress: Progress) -> str:

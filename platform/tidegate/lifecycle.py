@@ -27,6 +27,7 @@ from tidegate.evaluation import Report
 from tidegate.evaluation_text import render
 from tidegate.models.custom import code_of
 from tidegate.registry import Version
+from tidegate.scheduling import arbiter
 from tidegate.serving import deploy as serving
 from tidegate.serving.status import EndpointStatus
 from tidegate.spec import document
@@ -87,6 +88,7 @@ def run(
 
     The caller is connected to a cluster. Raises ConflictError when the run has ended or another process carries it.
     """
+    arbiter.ensure()
     control.await_free(name)
     with trainer.opened(spec, name, say) as monitor:
         recorded = _begin(spec, name, say, loop)

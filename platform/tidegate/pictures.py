@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tidegate.evaluation import Report
+    from tidegate.scheduling.timeline import Sample
 
 DPI = 160
 NUMBERS_UP_TO = 20
@@ -93,6 +94,29 @@ def _save(figure: Any, path: Path) -> None:
 
 def _row(figure: Any, count: int) -> list[Any]:
     return list(figure.subplots(1, count, squeeze=False, gridspec_kw={"wspace": 0.08})[0])
+
+
+def devices(timeline: Sequence[Sample], device: str, path: Path) -> None:
+    """Devices over time, one above the other: with serving, training, on their way, with others, free."""
+    figure = _figure(8.0, 3.1)
+    axes = figure.add_subplot()
+    began = timeline[0].at if timeline else 0.0
+    seconds = [sample.at - began for sample in timeline]
+    parts = {"serving": ORANGE, "training": BLUE, "changing": "#c9d3df", "others": GREY, "free": "#f3f3f3"}
+    layers = [
+        [s.serving for s in timeline],
+        [s.training for s in timeline],
+        [s.changing for s in timeline],
+        [s.other for s in timeline],
+        [s.free for s in timeline],
+    ]
+    axes.stackplot(seconds, layers, labels=list(parts), colors=list(parts.values()))
+    axes.set_xlabel("seconds", fontsize=9, color=INK)
+    axes.set_ylabel(f"{device}s", fontsize=9, color=INK)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=5, frameon=False, fontsize=8, labelcolor=INK)
+    axes.margins(x=0)
+    _restrain(axes)
+    _save(figure, path)
 
 
 def _title(axes: Any, heading: str) -> None:

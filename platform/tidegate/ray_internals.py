@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,7 @@ class Private(NamedTuple):
 
 RESIZE = "changing the number of workers of a run"
 SOONER = "starting a run's workers without processes that it does not need"
+SERVE_ANSWERS_S = 20.0
 _POLICIES = "ray.train.v2._internal.execution.scaling_policy"
 NAMES = {
     "loopback": Private("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", "keeping a local cluster on loopback"),
@@ -47,6 +49,15 @@ NAMES = {
     "free_by_node": Private(
         "ray._private.state", "available_resources_per_node", "counting what is free node by node (the sum is used)"
     ),
+    "coordinator": Private(
+        "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator",
+        "get_or_create_autoscaling_coordinator",
+        "asking the cluster's autoscaler for nodes",
+    ),
+    "demand": Private(
+        "ray.autoscaler.v2.sdk", "get_cluster_resource_state", "telling replicas that start from those that wait"
+    ),
+    "gcs_client": Private("ray._private.worker", "global_worker", "telling replicas that start from those that wait"),
     "cluster_state": Private("ray._private.state", "state", "leaving nodes that are being drained"),
 }
 
@@ -106,8 +117,14 @@ def serve_is_running() -> bool:
 
 
 def serve_details() -> dict[str, Any]:
-    """Serve's whole state as its REST API shows it, without the dashboard: options, applications, replicas."""
-    return cast(dict[str, Any], _client().get_serve_details())
+    """Serve's whole state as its REST API shows it, without the dashboard: options, applications, replicas.
+
+    Raises GetTimeoutError when the controller does not answer.
+    """
+    import ray
+
+    controller = _client()._controller
+    return cast(dict[str, Any], ray.get(controller.get_serve_instance_details.remote(), timeout=SERVE_ANSWERS_S))
 
 
 def serve_apply(config: Any) -> None:
@@ -264,6 +281,49 @@ def free_by_node() -> Mapping[str, Mapping[str, float]]:
     except MissingError as error:
         _warn_once(str(error))
         return {"": ray.available_resources()}
+
+
+Shape = frozenset[tuple[str, float]]
+"""What an actor or a task asks for, without zeros."""
+
+
+def shape(resources: Mapping[str, float]) -> Shape:
+    return frozenset((kind, float(amount)) for kind, amount in resources.items() if amount)
+
+
+def waiting_demand() -> Counter[Shape] | None:
+    """How many tasks and actors wait for a place, by what they ask for; None, where this Ray does not tell.
+
+    One that has its place and whose process starts is not counted, though nothing else tells yet that it has it.
+    """
+    try:
+        state = take("demand")(take("gcs_client").gcs_client)
+    except (MissingError, AttributeError) as error:
+        _warn_once(str(error))
+        return None
+    found: Counter[Shape] = Counter()
+    for asked in state.pending_resource_requests:
+        found[shape(asked.request.resources_bundle)] += asked.count
+    return found
+
+
+def can_grow() -> bool:
+    """Whether an autoscaler may add nodes: those it manages bear the name of their type, the head too."""
+    try:
+        state = take("demand")(take("gcs_client").gcs_client)
+        return any(node.ray_node_type_name for node in state.node_states)
+    except (MissingError, AttributeError) as error:
+        _warn_once(str(error))
+        return False
+
+
+def ask_autoscaler(requester: str, bundles: list[dict[str, float]], expire_after_s: float) -> None:
+    """What the autoscaler should find a place for, with all that is held now; instead of what was asked before."""
+    try:
+        coordinator = take("coordinator")()
+        coordinator.request_resources.remote(requester_id=requester, resources=bundles, expire_after_s=expire_after_s)
+    except MissingError as error:
+        _warn_once(str(error))
 
 
 def draining_nodes() -> set[str]:

@@ -123,6 +123,7 @@ def facts(standing: Standing) -> dict[str, Any]:
         "max_workers": news.bounds[1] if news else None,
         "samples_per_s": progress.rows_per_s if is_fast else None,
         "seconds_left": progress.seconds_left if is_fast else None,
+        "waits_for": (news.note or None) if news else None,
         "resizes": totals.resizes,
         "restarts": totals.restarts,
         "pauses": totals.pauses,

@@ -92,17 +92,17 @@ def held_loop(gate: Path, fit: Any) -> None:
 
 
 class Run:
-    """A run of 1 to 2 workers that goes on until the end of the block."""
+    """A run that goes on until the end of the block."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, workers: tuple[int, int] = (1, 2)) -> None:
         self.name, self.gate = f"bench-{secrets.token_hex(4)}", home / "gate"
-        self.spec = spec_of("cnn", source(home), workers=(1, 2), epochs=1_000_000)
+        self.spec = spec_of("cnn", source(home), workers=workers, shards=workers[1], epochs=1_000_000)
         self.failure: BaseException | None = None
         self.thread = threading.Thread(target=self._train, daemon=True)
 
     def __enter__(self) -> Run:
         self.thread.start()
-        self._settle()
+        self.settle()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,10 +132,10 @@ class Run:
 
         before = len(control.history(self.name))
         control.resize(self.name, size, why="measured")
-        events = self._wait(lambda: found if len(found := control.history(self.name)[before:]) >= 4 else None)
+        events = self.wait(lambda: found if len(found := control.history(self.name)[before:]) >= 4 else None)
         assert [what for what, _ in events] == ["asked", "saved", "started", "first_step"], events
         asked, saved, started, first_step = (at for _, at in events)
-        self._settle(size)
+        self.settle(size)
         return {"durable checkpoint": saved - asked, "loop started": started - asked, "first step": first_step - asked}
 
     def held(self, deed: Callable[[], Seconds]) -> Seconds:
@@ -145,7 +145,7 @@ class Run:
             return deed()
         finally:
             self.gate.unlink()
-            self._settle()
+            self.settle()
 
     def refuse_repeated_steps(self) -> None:
         from tidegate.training import control
@@ -155,7 +155,7 @@ class Run:
         assert news.totals.steps_twice == 0, news.totals
         print(f"resize: {news.totals.resizes} resizes, {news.progress.step} steps, none of them computed twice")
 
-    def _settle(self, size: int | None = None) -> None:
+    def settle(self, size: int | None = None) -> None:
         """Returns when some more steps are done, by `size` workers."""
         from tidegate.training import control
 
@@ -169,9 +169,9 @@ class Run:
             start = news.progress.step if start is None else start
             return news.progress.step >= start + SETTLED_STEPS or None
 
-        self._wait(steps)
+        self.wait(steps)
 
-    def _wait(self, look: Callable[[], Any]) -> Any:
+    def wait(self, look: Callable[[], Any]) -> Any:
         """What `look` finds, once it finds something."""
         until = time.monotonic() + AT_MOST_S
         while (found := look()) is None:

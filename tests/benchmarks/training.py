@@ -76,14 +76,14 @@ def main() -> int:
 
 
 @contextmanager
-def own_cluster() -> Iterator[Path]:
-    """A local cluster that this process has joined, in a home of its own; afterwards nothing of either is left."""
+def own_cluster(cpus: int | None = None) -> Iterator[Path]:
+    """A local cluster of so many logical CPUs, joined, in a home of its own; afterwards nothing of either is left."""
     with tempfile.TemporaryDirectory(prefix="tg-", dir="/tmp") as folder:
         os.environ.update(HOME=folder, TIDEGATE_HOME=f"{folder}/kept", RAY_AUTH_MODE="disabled", OMP_NUM_THREADS="1")
         from tidegate import cluster, connection
 
         try:
-            cluster.up(serve_port=18000, auth="disabled")
+            cluster.up(cpus=cpus, serve_port=18000, auth="disabled")
             connection.connect()
             importlib.import_module("ray.data")
             connection.quiet()

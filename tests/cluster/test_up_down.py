@@ -164,6 +164,14 @@ def test_a_driver_joins_and_serves_on_loopback_only(up: cluster.LocalCluster) ->
     assert [title for _, title in elsewhere if not title.startswith("ray::ServeReplica")] == []
 
 
+def test_a_driver_whose_environment_is_meant_for_another_cluster_joins(up: cluster.LocalCluster) -> None:
+    done = python(
+        "from tidegate import connection\nconnection.connect()\nprint(connection.status().address)",
+        RAY_AUTH_MODE="disabled",
+    )
+    assert done.stdout.split() == [up.address], done.stderr
+
+
 def test_a_driver_without_the_token_is_refused_in_one_line(up: cluster.LocalCluster) -> None:
     script = (
         "import ray\nfrom tidegate import connection, errors\ntry:\n    connection.connect()\n"

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tidegate.errors import ConflictError, SpecError, TrainingError
-from tidegate.training.monitor import MAX_LOSSES, Monitor, Order
+from tidegate.training.claim import Wish
+from tidegate.training.monitor import GIVEN_BACK_S, HEARD_S, MAX_LOSSES, RESIZE_S, Monitor, Order
 from tidegate.training.progress import STATUS, Last, News, Phase, Progress, Totals
 
 WHO = "by a test"
@@ -31,7 +32,9 @@ class Clock:
 
 
 def monitor_of(*, resizable: bool = True, totals: Totals | None = None, clock: Clock | None = None) -> Monitor:
-    return Monitor((1, 4), resizable=resizable, totals=totals or Totals(), clock=clock or Clock())
+    return Monitor(
+        Wish("run", "model", {"CPU": 1}, 1, 4), resizable=resizable, totals=totals or Totals(), clock=clock or Clock()
+    )
 
 
 def story(tell: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -586,3 +589,183 @@ class AnyHistory(RuleBasedStateMachine):
 
 AnyHistory.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestAnyHistory = AnyHistory.TestCase
+
+
+async def standing(monitor: Monitor) -> str:
+    return (await monitor.claim()).standing
+
+
+@story
+async def test_a_run_lends_what_it_would_have_if_nobody_else_needed_it() -> None:
+    monitor = monitor_of()
+    assert not (await monitor.view()).lends
+    await monitor.allot(2, "serving")
+    assert (await monitor.view()).lends
+    await monitor.ask_size(2, WHO)
+    assert not (await monitor.view()).lends
+
+
+@story
+async def test_a_run_that_lost_its_workers_and_is_given_none_starts_none() -> None:
+    monitor = monitor_of()
+    await monitor.allot(3, "starts")
+    await monitor.tell_phase("starting")
+    await monitor.tell_started(0, 3, 0)
+    await monitor.tell_loss("a node")
+    await monitor.tell_phase("waiting")
+    await monitor.allot(0, "waits")
+    assert (await monitor.view()).wanted == 0
+    await monitor.allot(2, "starts")
+    assert (await monitor.view()).wanted == 2
+
+
+@story
+async def test_a_run_that_trains_though_it_was_given_nothing_gives_it_back() -> None:
+    monitor = monitor_of()
+    await monitor.allot(0, "waits")
+    await monitor.tell_phase("starting")
+    await monitor.tell_started(0, 3, 0)
+    await monitor.allot(0, "waits")
+    assert (await monitor.state())[0] == "pause"
+    assert await monitor.await_order(1) == "leave"
+
+
+@story
+async def test_what_was_given_does_not_outlast_a_pause() -> None:
+    monitor = monitor_of()
+    await monitor.allot(3, "starts")
+    await monitor.tell_phase("waiting", anew=True)
+    assert await monitor.allotment() is None
+
+
+@story
+async def test_a_group_that_is_replaced_holds_its_devices_a_moment_longer() -> None:
+    clock = Clock()
+    monitor = monitor_of(clock=clock)
+    await monitor.tell_nodes(("a", "b"))
+    await monitor.tell_nodes(())
+    assert (await monitor.claim()).nodes == ("a", "b")
+    clock.now += GIVEN_BACK_S
+    assert (await monitor.claim()).nodes == ()
+
+
+@story
+async def test_the_arbiter_gives_a_run_that_waits_its_size() -> None:
+    monitor = monitor_of()
+    assert await standing(monitor) == "away"
+    await monitor.tell_phase("waiting", anew=True)
+    assert await standing(monitor) == "queued"
+    assert await monitor.allotment() is None
+    await monitor.allot(3, "starts")
+    assert await monitor.allotment() == 3
+    assert (await monitor.view()).wanted == 3
+    await monitor.tell_phase("starting")
+    assert await standing(monitor) == "changing"
+    await monitor.tell_started(0, 3, 0)
+    assert await standing(monitor) == "training"
+
+
+@story
+async def test_a_run_that_was_given_another_size_is_changing_until_it_has_it_or_cannot() -> None:
+    clock = Clock()
+    monitor = monitor_of(clock=clock)
+    await monitor.allot(3, "starts")
+    await monitor.tell_started(0, 3, 0)
+    asks = (await monitor.view()).asks
+    await monitor.allot(2, "gives 1")
+    view = await monitor.view()
+    assert (view.wanted, view.asks) == (2, asks + 1)
+    assert await standing(monitor) == "changing"
+    clock.now += HEARD_S + 1
+    assert await standing(monitor) == "training"
+    await monitor.allot(2, "gives 1")
+    assert (await monitor.view()).asks == view.asks
+
+
+@story
+async def test_what_a_person_asked_for_bounds_what_the_arbiter_gives() -> None:
+    monitor = monitor_of()
+    await monitor.ask_size(2, WHO)
+    assert (await monitor.claim()).high == 2
+    await monitor.allot(4, "free")
+    assert (await monitor.view()).wanted == 2
+    await monitor.allot(1, "gives 1")
+    assert (await monitor.view()).wanted == 1
+
+
+@story
+async def test_a_run_gives_everything_back_waits_and_goes_on_when_it_is_given_some() -> None:
+    monitor = monitor_of()
+    await monitor.allot(2, "starts")
+    await monitor.tell_started(0, 2, 0)
+    await monitor.allot(0, "pauses for app/model")
+    assert await order_of(monitor, 1) == "leave"
+    assert (monitor.phase, await standing(monitor)) == ("pausing", "changing")
+    await monitor.tell_saved("leave")
+    await monitor.tell_phase("paused")
+    await monitor.tell_queue("1. in the queue")
+    assert (monitor.phase, await standing(monitor)) == ("waiting", "queued")
+    assert (await monitor.status()).note == "1. in the queue"
+    await monitor.ask_resume()
+    assert (await monitor.state())[0] == "pause"
+    await monitor.allot(2, "starts")
+    assert (await monitor.state())[0] == "train"
+    assert (monitor.phase, (await monitor.status()).note) == ("waiting", "1. in the queue")
+
+
+@story
+async def test_a_run_that_is_given_some_while_it_still_gives_back_goes_on_at_once() -> None:
+    monitor = monitor_of()
+    await monitor.tell_started(0, 2, 0)
+    await monitor.allot(0, "pauses")
+    await monitor.allot(1, "starts")
+    await monitor.tell_saved("leave")
+    await monitor.tell_phase("paused")
+    assert (await monitor.state())[0] == "train"
+
+
+@story
+async def test_a_run_that_a_person_pauses_is_not_the_arbiters_any_more() -> None:
+    monitor = monitor_of()
+    await monitor.tell_started(0, 2, 0)
+    await monitor.allot(0, "pauses")
+    await monitor.ask_pause(WHO)
+    await monitor.tell_saved("leave")
+    await monitor.tell_phase("paused")
+    assert (monitor.phase, await standing(monitor)) == ("paused", "away")
+    await monitor.allot(2, "starts")
+    assert (await monitor.state())[0] == "pause"
+    await monitor.ask_resume()
+    assert (await monitor.state())[0] == "train"
+
+
+@story
+async def test_a_run_that_ends_is_told_nothing_more() -> None:
+    monitor = monitor_of()
+    await monitor.tell_started(0, 2, 0)
+    await monitor.ask_stop(WHO)
+    assert await standing(monitor) == "away"
+    await monitor.allot(0, "pauses")
+    assert monitor.action == "stop"
+
+
+@story
+async def test_a_claim_tells_where_the_workers_are_and_what_a_resize_costs() -> None:
+    clock = Clock()
+    monitor = monitor_of(clock=clock)
+    assert (await monitor.claim()).resize_s == RESIZE_S
+    await monitor.tell_started(0, 2, 0)
+    await monitor.tell(at(1))
+    await monitor.tell_nodes(("a", "b"))
+    clock.now += 7
+    claim = await monitor.claim()
+    assert (claim.nodes, claim.changed_s) == (("a", "b"), 7)
+    await monitor.order_yield(1, 1, WHO)
+    await monitor.tell_saved("yield")
+    clock.now += 3
+    await monitor.tell_started(1, 1, 1)
+    await monitor.tell(at(2, workers=1))
+    claim = await monitor.claim()
+    assert (claim.changed_s, claim.resize_s) == (0, 3)
+    await monitor.tell_phase("waiting")
+    assert (await monitor.claim()).nodes == ()

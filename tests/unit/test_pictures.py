@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from tidegate import evaluation, pictures
 from tidegate.evaluation import Report
+from tidegate.scheduling.timeline import Sample
 
 BLUE, ORANGE = (31, 90, 150), (200, 100, 30)
 DARKEST = (8, 48, 107)
@@ -176,3 +177,15 @@ def test_no_global_state_of_pyplot_and_no_display(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "curve.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_devices_over_time_show_who_has_them(tmp_path: Path) -> None:
+    def drawn(serving: float) -> Path:
+        path = tmp_path / f"{serving}.png"
+        timeline = [Sample(at, 4 - serving, serving, 0, 0, 0) for at in (100.0, 101.0, 102.0)]
+        pictures.devices(timeline, "GPU", path)
+        return path
+
+    mostly, half = drawn(1), drawn(2)
+    assert share_of(mostly, BLUE) > 2 * share_of(mostly, ORANGE) > 0
+    assert share_of(half, BLUE) == pytest.approx(share_of(half, ORANGE), rel=0.1)

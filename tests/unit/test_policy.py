@@ -299,6 +299,16 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     return Snapshot(nodes, tuple(deployments), tuple(runs), calm_s=draw(st.sampled_from([0.0, 1e3])))
 
 
+def test_a_run_that_takes_cpus_does_not_cost_the_floor_its_gpu() -> None:
+    node = Node("a", {"GPU": 1.0, "CPU": 2.0}, {"GPU": 0.0, "CPU": 1.0})
+    both = run("both", 1, 1, on="a", need={"GPU": 1.0, "CPU": 1.0})
+    cpus = run("cpus", 2, 2, need={"CPU": 1.0}, priority=1)
+    snapshot = Snapshot((node,), runs=(both, cpus))
+    kept = CapacityRules(training=TrainingRules(floor={"GPU": 1}))
+    assert decide(snapshot, kept).sizes == {"both": 1, "cpus": 0}
+    assert decide(snapshot, CapacityRules()).sizes == {"both": 0, "cpus": 2}
+
+
 @given(snapshots(), rules)
 @settings(max_examples=400, deadline=None)
 def test_no_run_is_under_its_fewest_or_over_its_most_and_training_keeps_its_floor(

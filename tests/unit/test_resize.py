@@ -32,7 +32,7 @@ class Cluster(Room):
 
 
 def view(wanted: int = 6, *, asks: int = 0, group: int = 1, yielded: bool = False) -> View:
-    return View(wanted, asks, ends=False, group=group, yielded=yielded)
+    return View(wanted, asks, ends=False, group=group, yielded=yielded, lends=False)
 
 
 class Running:

@@ -42,13 +42,15 @@ TRAIN = {
         "path": "s3://bucket/runs",
     },
     "workers": {"min": 1, "max": 2, "cpu": 1, "gpu": 1, "accelerator": "H100"},
+    "priority": 2,
 }
 ENDPOINT = {
     "name": "digits",
     "model": "digits@production",
-    "replicas": {"min": 1, "max": 2, "cpu": 0.5},
+    "replicas": {"min": 1, "max": 2, "cpu": 0.5, "gpu": 0.25},
     "autoscale": {"target_ongoing_requests": 8.0, "up_after_s": 2.0, "down_after_s": 60.0},
     "batch": {"max_rows": 64},
+    "capacity": {"priority": 1, "headroom_replicas": 1},
 }
 CARD = {"description": "digits", "licence": "Apache-2.0", "intended_use": "a test"}
 
@@ -202,6 +204,7 @@ def tied(path: tuple[Any, ...]) -> tuple[str, ...]:
     groups: list[tuple[str, ...]] = [
         tuple(f"data.split.{key}" for key in ("train", "validation", "test", "stratify", "column")),
         ("train.shards", "train.workers.max", "train.workers.min"),
+        ("train.workers.gpu", "train.workers.max"),
         ("train.optimizer.type", "train.optimizer.momentum"),
         ("model.width", "model.heads"),
         ("publish.endpoint.replicas.min", "publish.endpoint.replicas.max"),
@@ -268,6 +271,12 @@ def test_every_listed_mutation_of_every_place_is_refused_by_its_path_or_valid(na
             if lines:
                 check_named(lines, path, new)
     assert refused > 1000 or name == "short text"
+
+
+def test_more_than_one_gpu_of_a_replica_is_a_whole_number() -> None:
+    value = changed(VALID["mlp"], ("publish", "endpoint", "replicas", "gpu"), 1.5)
+    (line,) = refusal(value)
+    assert line == "publish.endpoint.replicas.gpu: 1.5 GPUs cannot be held; write a whole number, or less than 1"
 
 
 FREE = [("data", "inputs"), ("evaluate", "require"), ("train", "class_weights"), ("model", "args")]

@@ -29,9 +29,11 @@ def up(cpus: int | None, gpus: int | None, port: int, auth: str) -> None:
         click.echo("starting Ray ...")
     local = cluster.up(cpus=cpus, gpus=gpus, serve_port=port, auth=auth)
     connection.connect(local.address)
+    from tidegate.scheduling import arbiter
     from tidegate.serving import deploy
 
     deploy.restore()
+    arbiter.ensure()
     click.echo(f"Ray           {local.address} (authentication: {local.auth})")
     click.echo(f"dashboard     {local.dashboard_url}")
     click.echo(f"endpoints     {local.serve_url}/v2/models")

@@ -7,7 +7,7 @@ import sys
 import click
 
 from tidegate import settings
-from tidegate.cli import cluster, endpoints, models, runs, spec
+from tidegate.cli import capacity, cluster, endpoints, models, runs, spec
 from tidegate.errors import StoppedError, TidegateError
 
 
@@ -33,6 +33,7 @@ for command in (
     runs.resume,
     runs.stop,
     models.models,
+    capacity.capacity,
     endpoints.deploy,
     endpoints.endpoints,
     endpoints.predict,

@@ -21,6 +21,8 @@ from tidegate.scheduling.snapshot import Deployment, Resources, Run, Snapshot
 from tidegate.scheduling.table import EPSILON, Seats, Table, Vector
 from tidegate.spec.capacity import CapacityRules
 
+PASSED_S = 120.0
+"""A run that has waited for so long is not passed any more by those behind it."""
 Spare = Callable[[Run], int]
 
 
@@ -51,6 +53,7 @@ class Decision:
 def decide(snapshot: Snapshot, rules: CapacityRules) -> Decision:
     """The sizes that the runs should have. The same again once they have them, while nothing else changes."""
     plan = _Plan(snapshot, rules)
+    plan.keep_feeds()
     plan.seat_replicas()
     plan.keep_headroom()
     plan.seat_moved()
@@ -98,12 +101,19 @@ class _Plan:
         self.unmet: list[Unmet] = []
         self.started: set[str] = set()
         self._hopeless: list[Vector] = []
+        self._takes_for_run = False
 
     def decision(self) -> Decision:
         state, nodes = self.state, list(self.state.table.rows)
         queue = tuple(run.name for run in sorted(state.waiting, key=_order))
         places = {who: {nodes[row]: count for row, count in seats.items()} for who, seats in state.seats.items()}
         return Decision(state.size, places, state.reasons, queue, tuple(self.unmet))
+
+    def keep_feeds(self) -> None:
+        """The CPUs that feed runs are neither workers' nor replicas'."""
+        for run in self.runs:
+            if run.feed_cpus and run.phase in ("training", "changing"):
+                self.state.table.take(self.state.table.vector({"CPU": run.feed_cpus}), 1)
 
     # What serving gets.
 
@@ -156,11 +166,15 @@ class _Plan:
 
     def _borrowed(self, need: Vector, count: int, who: str, runs: Iterable[Run], *, pause: bool) -> Seats:
         """Up to `count` places of `need`, taken from runs: from the one that gives up least first."""
+        if count <= 0:
+            return Counter()
         size = self.state.size
         givers = sorted(runs, key=lambda run: (run.priority, -size[run.name], run.resize_s, run.name))
         taken: Seats = Counter()
-        for spare in (self._owed, self._above_low, self._whole) if pause else (self._owed, self._above_low):
-            while taken.total() < count and self._free_one(need, who, givers, spare):
+        changing = [run for run in givers if run.phase == "changing"]
+        ways: list[tuple[Spare, list[Run]]] = [(self._owed, changing), (self._above_low, givers), (self._whole, givers)]
+        for spare, those in ways if pause else ways[:2]:
+            while taken.total() < count and self._free_one(need, who, those, spare):
                 taken += self.state.table.take(need, count - taken.total())
         return taken
 
@@ -180,9 +194,9 @@ class _Plan:
         return size if run.phase == "training" and self._above_floor(run) >= size else 0
 
     def _above_floor(self, run: Run) -> int:
-        """How many of this run's workers training can lose."""
+        """How many of this run's workers training can lose. What goes from run to run it does not lose."""
         need = self.need[run.name]
-        kinds = (self.floor > 0) & (need > 0)
+        kinds = (self.floor > 0) & (need > 0) & (not self._takes_for_run)
         above = self.state.held - self.floor + EPSILON
         return int(np.floor(above[kinds] / need[kinds]).min()) if kinds.any() else sum(self.state.size.values())
 
@@ -267,13 +281,20 @@ class _Plan:
             self._shrink(run, state.size[run.name] - have, "its node leaves")
 
     def start_queued(self) -> None:
+        first: Run | None = None
         for run in sorted((run for run in self.runs if run.phase == "queued"), key=_order):
+            if first is not None and run.need.keys() & first.need.keys():
+                self.state.waiting += (run,)
+                self.state.reasons[run.name] = f"waits behind {first.name}, which has waited for long"
+                continue
             before = self.state
             self.state = before.copy()
             if self._start(run):
                 self.started.add(run.name)
                 continue
             self.state = before
+            if run.waits_s > PASSED_S:
+                first = first or run
             room = int(before.table.fits(self.need[run.name]).sum())
             before.waiting += (run,)
             before.reasons[run.name] = f"waits: it needs {places(run.low, run.need)}, there is room for {room}"
@@ -281,23 +302,28 @@ class _Plan:
 
     def _start(self, run: Run) -> bool:
         state, need = self.state, self.need[run.name]
+        before = state.held.copy()
         if run.feed_cpus and not state.table.take(state.table.vector({"CPU": run.feed_cpus}), 1):
             return False
         seats = state.table.take(need, run.low)
         seats += self._from_others(run, run.low - seats.total())
         state.seats[run.name], state.size[run.name] = seats, run.low
-        state.held += run.low * need
+        state.held = state.held + run.low * need
         state.reasons[run.name] = "starts"
-        return seats.total() == run.low
+        # Whom it takes from may have held more than it will: of another kind, say.
+        keeps_floor = bool((state.held + EPSILON >= np.minimum(before, self.floor)).all())
+        return keeps_floor and seats.total() == run.low
 
     def _from_others(self, run: Run, count: int) -> Seats:
         """Places for a run: what others can spare whose priority is not higher; all, where it is lower."""
         others = [other for other in self.runs if other.priority <= run.priority and other.name != run.name]
         lower = [other for other in others if other.priority < run.priority]
-        who = f"run {run.name}"
+        who, self._takes_for_run = f"run {run.name}", True
         taken = self._borrowed(self.need[run.name], count, who, others, pause=False)
         missing = count - taken.total()
-        return taken + self._borrowed(self.need[run.name], missing, who, lower, pause=self.rules.training.pause)
+        taken += self._borrowed(self.need[run.name], missing, who, lower, pause=self.rules.training.pause)
+        self._takes_for_run = False
+        return taken
 
     def balance(self) -> None:
         """Between runs whose workers need the same: priority first, then fair shares. One that changed lately waits."""

@@ -30,6 +30,8 @@ class Deployment:
     """Of one replica."""
     running: tuple[str, ...] = ()
     """The node of each replica that holds what it needs."""
+    leaving: tuple[str, ...] = ()
+    """The same of those that answer their last requests."""
     pending: int = 0
     """Replicas that its autoscaler wants and that hold nothing yet."""
     pending_s: float = 0.0
@@ -55,6 +57,8 @@ class Run:
     given: int = 0
     """The size it is on its way to, while it is changing."""
     priority: int = 0
+    waits_s: float = 0.0
+    """For how long it has been queued."""
     since: float = 0.0
     """When it was submitted, in seconds since the epoch."""
     changed_s: float = float("inf")

@@ -39,8 +39,12 @@ def endpoint_application(record: Record, runtime_env: Mapping[str, Any]) -> Appl
     assert target is not None
     deployment = {
         "name": DEPLOYMENT,
-        "user_config": {**vars(target), "max_rows": endpoint.batch.max_rows},
-        "ray_actor_options": {"num_cpus": endpoint.replicas.cpu},
+        "user_config": {
+            **vars(target),
+            "max_rows": endpoint.batch.max_rows,
+            "capacity": endpoint.capacity.model_dump(mode="json"),
+        },
+        "ray_actor_options": {"num_cpus": endpoint.replicas.cpu, "num_gpus": endpoint.replicas.gpu},
         "max_ongoing_requests": _MAX_ONGOING,
         # Where replicas must be replaced, new ones come before old ones go.
         "max_surge_percent": 100,

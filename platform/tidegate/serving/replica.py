@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 
 from tidegate.errors import TidegateError, UnavailableError
@@ -36,6 +37,8 @@ class Target:
     path: str
     digest: str
     max_rows: int
+    capacity: dict[str, Any]
+    """For the arbiter, who reads it in Serve's account of the deployment; a replica does nothing with it."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +143,18 @@ def load_checked(target: Target) -> Model:
     from tidegate.artifact import load
 
     started = time.monotonic()
-    model = load(Path(target.path), target.digest)
+    model = load(Path(target.path), target.digest, _device())
     model.predict(model.example())
     asgi.LOGGER.info("Loaded %s in %.2f s.", target.ref, time.monotonic() - started)
     return model
+
+
+def _device() -> str:
+    """Where a replica computes: on its GPU, if it has one that is more than a number to Ray."""
+    import torch
+
+    given = ray.get_runtime_context().get_accelerator_ids().get("GPU")
+    return "cuda" if given and torch.cuda.is_available() else "cpu"
 
 
 def build(args: dict[str, str]) -> serve.Application:

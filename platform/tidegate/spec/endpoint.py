@@ -18,12 +18,15 @@ class Replicas(Part):
     min: int = Field(1, ge=1, le=1000)
     max: int = Field(1, ge=1, le=1000)
     cpu: float = Field(1.0, ge=0, le=1024)
+    gpu: float = Field(0.0, ge=0, le=64, description="GPUs of one replica; below 1 several replicas share one.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Replicas:
         if self.max < self.min:
             sentence = f"max is {self.max} but min is {self.min}; make max at least min"
             raise BrokenRules([("max", sentence), ("min", sentence)])
+        if self.gpu > 1 and self.gpu % 1:
+            raise BrokenRules([("gpu", f"{self.gpu:g} GPUs cannot be held; write a whole number, or less than 1")])
         return self
 
 
@@ -41,6 +44,15 @@ class Batch(Part):
     max_rows: int = Field(64, ge=1, le=65_536)
 
 
+class Capacity(Part):
+    """What the endpoint asks of the devices that it shares with training."""
+
+    priority: int = Field(0, ge=-1000, le=1000, description="Before which endpoints it gets places: the higher first.")
+    headroom_replicas: int | None = Field(
+        None, ge=0, le=1000, description="Replicas for which room is kept in advance; else as the cluster's rules say."
+    )
+
+
 class Endpoint(Part):
     """A named address. Served at `/v2/models/<name>`."""
 
@@ -49,3 +61,4 @@ class Endpoint(Part):
     replicas: Replicas = Replicas()
     autoscale: Autoscale = Autoscale()
     batch: Batch = Batch()
+    capacity: Capacity = Capacity()

@@ -73,7 +73,7 @@ class Workers(Part):
     min: int = Field(1, ge=1, le=4096)
     max: int = Field(1, ge=1, le=4096)
     cpu: int = Field(1, ge=1, le=1024)
-    gpu: int = Field(0, ge=0, le=1)
+    gpu: float = Field(0, ge=0, le=1)
     accelerator: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
@@ -84,6 +84,9 @@ class Workers(Part):
         if self.accelerator and not self.gpu:
             sentence = "an accelerator type needs gpu: 1; write it, or leave the accelerator out"
             raise BrokenRules([("accelerator", sentence), ("gpu", sentence)])
+        if 0 < self.gpu < 1 < self.max:
+            sentence = "workers that share a GPU cannot exchange gradients on it; write max: 1, or gpu: 1"
+            raise BrokenRules([("max", sentence), ("gpu", sentence)])
         return self
 
 
@@ -109,6 +112,7 @@ class Train(Part):
     early_stop: EarlyStop | None = None
     checkpoint: Checkpoint = Checkpoint()
     workers: Workers = Workers()
+    priority: int = Field(0, ge=-1000, le=1000)
 
     @model_validator(mode="after")
     def _one_best(self) -> Train:

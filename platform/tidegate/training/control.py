@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -14,11 +14,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tidegate.cluster import NAMESPACE
 from tidegate.errors import ConflictError, NotFoundError, UnavailableError
+from tidegate.training.claim import Claim, Wish
 from tidegate.training.gauges import Shown
 from tidegate.training.progress import News, Totals
 
 logger = logging.getLogger(__name__)
 PREFIX = "run:"
+ARBITER = "tidegate-arbiter"
 GONE_AFTER_S = 15.0
 """How long the monitor of a driver that was just killed may still be there."""
 ANSWER_S = 30.0
@@ -26,18 +28,18 @@ LIST_S = 5.0
 
 
 @contextmanager
-def monitored(run: str, bounds: tuple[int, int], *, resizable: bool, totals: Totals) -> Iterator[Any]:
+def monitored(wish: Wish, *, resizable: bool, totals: Totals) -> Iterator[Any]:
     """The monitor of a run that this process drives. Raises ConflictError while another process drives it."""
     # On the driver's node: it is of no use without the driver, and no other node's end should end the run.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     try:
         monitor = (
             ray.remote(num_cpus=0)(Shown)
-            .options(name=PREFIX + run, namespace=NAMESPACE, max_concurrency=1000, scheduling_strategy=here)
-            .remote(run, bounds, resizable=resizable, totals=totals)
+            .options(name=PREFIX + wish.run, namespace=NAMESPACE, max_concurrency=1000, scheduling_strategy=here)
+            .remote(wish, resizable=resizable, totals=totals)
         )
     except ValueError:
-        raise _carried(run) from None
+        raise _carried(wish.run) from None
     try:
         yield monitor
     finally:
@@ -101,14 +103,48 @@ def status(run: str) -> News | None:
 
 def statuses() -> dict[str, News | None]:
     """How far each run of this cluster is, by name; None for one that does not answer in time."""
+    return _of_all(lambda monitor: monitor.status.remote(), LIST_S)
+
+
+def claims(timeout_s: float) -> dict[str, Claim | None]:
+    """What each run of this cluster asks and holds, by name; None for one that does not answer in time."""
+    return _of_all(lambda monitor: monitor.claim.remote(), timeout_s)
+
+
+def allot(run: str, workers: int, why: str) -> None:
+    """Tell a run how many workers it gets. Nobody waits for it."""
+    _tell(run, lambda monitor: monitor.allot.remote(workers, why))
+
+
+def tell_queue(run: str, note: str) -> None:
+    """Tell a run where in the queue it is. Nobody waits for it."""
+    _tell(run, lambda monitor: monitor.tell_queue.remote(note))
+
+
+def arbiter_is_there() -> bool:
+    """Whether somebody in this cluster gives runs their sizes."""
+    try:
+        ray.get_actor(ARBITER, namespace=NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def _tell(run: str, what: Callable[[Any], Any]) -> None:
+    # A run whose driver has gone since is told nothing.
+    with suppress(ValueError):
+        what(ray.get_actor(PREFIX + run, namespace=NAMESPACE))
+
+
+def _of_all(question: Callable[[Any], Any], timeout_s: float) -> dict[str, Any]:
     asked = {}
     for run in going_on():
         try:
-            asked[ray.get_actor(PREFIX + run, namespace=NAMESPACE).status.remote()] = run
+            asked[question(ray.get_actor(PREFIX + run, namespace=NAMESPACE))] = run
         except ValueError:
             continue  # its driver has gone since
-    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=LIST_S) if asked else ([], [])
-    found: dict[str, News | None] = dict.fromkeys(asked.values())
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+    found: dict[str, Any] = dict.fromkeys(asked.values())
     for answer in done:
         try:
             found[asked[answer]] = ray.get(answer)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
+from tidegate.training.claim import Wish
 from tidegate.training.monitor import Monitor
 from tidegate.training.progress import News
 
@@ -50,10 +51,10 @@ def numbers(news: News) -> dict[str, float]:
 class Shown(Monitor):
     """A monitor that shows its run's numbers whenever its driver asks for news. Lives in an actor of Ray."""
 
-    def __init__(self, run: str, bounds: tuple[int, int], **options: Any) -> None:
-        super().__init__(bounds, **options)
+    def __init__(self, wish: Wish, **options: Any) -> None:
+        super().__init__(wish, **options)
         self._gauges = {
-            name: Gauge(f"tidegate_run_{name}", description, ("run",)).set_default_tags({"run": run})
+            name: Gauge(f"tidegate_run_{name}", description, ("run",)).set_default_tags({"run": wish.run})
             for name, description in DESCRIPTIONS.items()
         }
 

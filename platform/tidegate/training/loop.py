@@ -67,6 +67,12 @@ def _place(error: Exception) -> str:
     return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
+def _device(job: Job) -> torch.device:
+    """A GPU may be only a number to Ray: then the worker holds it and computes on its CPU."""
+    has_gpu = bool(job.spec.train.workers.gpu) and torch.cuda.is_available()
+    return ray.train.torch.get_device() if has_gpu else torch.device("cpu")
+
+
 def standard(fit: Fit) -> None:
     """Tidegate's own loop: the spec's model, optimizer and objective."""
     model, _ = fit.prepare(fit.build())
@@ -82,7 +88,7 @@ class Worker:
         context = ray.train.get_context()
         self.job, self.rank, self.workers = job, context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(job.spec.train.workers.cpu)
-        self.device = ray.train.torch.get_device() if job.spec.train.workers.gpu else torch.device("cpu")
+        self.device = _device(job)
         self.prepared = job.prepared()
         self.plan = plan_of(job.spec, self.prepared)
         self.fit = Fit(job, self.prepared, self, Ledger(job.ledger, job.name, self.rank))

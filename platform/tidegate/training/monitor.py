@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tidegate.errors import ConflictError, SpecError, TidegateError, TrainingError
+from tidegate.training.claim import Claim, Standing, Wish
 from tidegate.training.progress import News, Phase, Progress, Totals, counted
 
 MAX_LOSSES = 5
@@ -24,13 +25,20 @@ Order = Literal["none", "yield", "leave", "abort"]
 ORDERS: tuple[Order, ...] = ("none", "yield", "leave", "abort")
 """Each outweighs those before it."""
 Action = Literal["train", "pause", "stop"]
+HEARD_S = 10.0
+"""A run that was given another size and can have it has begun to change by then."""
+GIVEN_BACK_S = 1.0
+"""About so long a group that is replaced still holds its devices: they are on their way, not to be asked for again."""
+RESIZE_S = 5.0
+"""What a change of size is taken to cost before one was seen."""
 
 
 @dataclass(frozen=True)
 class View:
     """What the controller of the workers needs to know.
 
-    `wanted` is the most workers the run may have, `asks` how often somebody has asked for a size.
+    `wanted` is the most workers the run may have, `asks` how often somebody has asked for a size, `lends` whether it
+    would have more if others did not need them.
     """
 
     wanted: int
@@ -38,18 +46,21 @@ class View:
     ends: bool
     group: int
     yielded: bool
+    lends: bool
 
 
 class Monitor:
     """All methods run in one event loop, one at a time between awaits."""
 
     def __init__(
-        self, bounds: tuple[int, int], *, resizable: bool, totals: Totals, clock: Callable[[], float] = time.monotonic
+        self, wish: Wish, *, resizable: bool, totals: Totals, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`bounds` are the fewest and most workers; `totals` those of earlier drivers of the run."""
-        self.bounds, self.resizable = bounds, resizable
+        """`totals` are those of earlier drivers of the run."""
+        self.wish, self.resizable = wish, resizable
+        self.bounds = (wish.low, wish.high)
         self.action: Action = "train"
         self.wanted: int | None = None
+        self.given: int | None = None
         self.asks = 0
         self.progress, self.totals = Progress(), totals
         self.failure: TidegateError | None = None
@@ -57,8 +68,14 @@ class Monitor:
         self.group = 0
         self.events: list[tuple[str, float]] = []
         self._clock = clock
-        self._stage: Phase = "waiting"
+        self._stage: Phase = "preparing"
         self._resumes = False
+        self._is_held = False
+        self._given_at = self._changed_at = float("-inf")
+        self._nodes: tuple[str, ...] = ()
+        self._leaving_nodes: tuple[str, ...] = ()
+        self._left_at = float("-inf")
+        self._note_of_queue = ""
         self._order: Order = "none"
         self._ordered = asyncio.Event()
         self._yielded = False
@@ -78,7 +95,7 @@ class Monitor:
         if self.action == "stop" or self.failure:
             return "stopping"
         if self.action == "pause":
-            return "paused" if self._stage == "paused" else "pausing"
+            return "pausing" if self._stage != "paused" else "waiting" if self._is_held else "paused"
         return "yielding" if self._stage == "training" and self._order == "yield" else self._stage
 
     # Asked from outside.
@@ -105,6 +122,9 @@ class Monitor:
         """Checkpoint and give everything back; the driver waits."""
         self._refuse_if_ending()
         self._resumes = False
+        if self._is_held:
+            self._is_held = False
+            self._lines.append(f"paused ({why})")
         if self.action == "train":
             self.action = "pause"
             self._lines.append(f"pausing at a checkpoint ({why})")
@@ -113,7 +133,9 @@ class Monitor:
     async def ask_resume(self) -> None:
         """Go on after a pause; at once when it is reached, if the run is still on its way there."""
         self._refuse_if_ending()
-        if self.phase == "pausing":
+        if self._is_held:
+            self._lines.append("it goes on by itself when there is room")
+        elif self.phase == "pausing":
             # The workers have their order and will leave: the driver must find that this was meant.
             self._resumes = True
         elif self.phase == "paused":
@@ -145,11 +167,62 @@ class Monitor:
             self._order = order
             self._ordered.set()
 
+    # Asked and told by the arbiter.
+
+    async def claim(self) -> Claim:
+        """How the run stands."""
+        now, changes = self._clock(), self.totals.resizes + self.totals.restarts
+        high = self.bounds[1] if self.wanted is None else self.wanted
+        cost = self.totals.restarting_s / changes if changes else RESIZE_S
+        nodes = self._leaving_nodes if not self._nodes and now - self._left_at < GIVEN_BACK_S else self._nodes
+        return Claim(self.wish, self._standing(), high, self.given, nodes, now - self._changed_at, cost)
+
+    def _standing(self) -> Standing:
+        if self.phase in ("preparing", "stopping", "finishing") or (self.action == "pause" and not self._is_held):
+            return "away"
+        if self.phase == "waiting":
+            return "queued"
+        heard = self._clock() - self._given_at > HEARD_S or self.given in (None, self.progress.workers)
+        return "training" if self.phase == "training" and heard else "changing"
+
+    async def allot(self, workers: int, why: str) -> None:
+        """So many workers at most from now on. 0: checkpoint, give everything back, and wait to be given some."""
+        trains = self.action == "train" and self._stage in ("starting", "training")
+        is_known = workers == self.given and (workers > 0 or not trains)
+        if self._stage == "finishing" or self.action == "stop" or self.failure or is_known:
+            return
+        self.given, self._given_at = workers, self._clock()
+        if workers and self._is_held:
+            self._is_held = False
+            if self._stage == "paused":
+                self._resume()
+            else:
+                self._resumes = True
+        elif workers:
+            self.asks += 1
+            self._note("asked")
+        elif trains:
+            self.action, self._is_held, self._resumes = "pause", True, False
+            self._lines.append(f"giving everything back at a checkpoint ({why})")
+            self._give("leave")
+
+    async def tell_queue(self, note: str) -> None:
+        """Where in the queue the run is, and what for."""
+        self._note_of_queue = note
+
     # Told and asked by the controller of the workers.
 
     async def view(self) -> View:
         wanted = self.bounds[1] if self.wanted is None else self.wanted
-        return View(wanted, self.asks, self.action != "train" or self.failure is not None, self.group, self._yielded)
+        given = wanted if self.given is None else min(wanted, self.given)
+        ends = self.action != "train" or self.failure is not None
+        return View(given, self.asks, ends, self.group, self._yielded, lends=given < wanted)
+
+    async def tell_nodes(self, nodes: tuple[str, ...]) -> None:
+        """The node of each worker; none while a group is replaced."""
+        if self._nodes and not nodes:
+            self._leaving_nodes, self._left_at = self._nodes, self._clock()
+        self._nodes = nodes
 
     async def order_yield(self, group: int, size: int, why: str) -> None:
         """The workers should checkpoint and be replaced by `size` others."""
@@ -186,6 +259,7 @@ class Monitor:
         if computed > self.highest:
             self.highest, self._losses = computed, min(self._losses, 1)
         self.group += 1
+        self._changed_at = self._clock()
         self._renew_orders()
         self._told_group = Progress()
         self.progress = replace(self.progress, step=step, workers=workers)
@@ -253,10 +327,15 @@ class Monitor:
 
     # Told and asked by the driver.
 
-    async def tell_phase(self, phase: Phase) -> None:
-        """What the driver or the controller of the workers is at, where the workers do not say it themselves."""
+    async def tell_phase(self, phase: Phase, *, anew: bool = False) -> None:
+        """What the driver or the controller of the workers is at, where the workers do not say it themselves.
+
+        `anew`: nothing is left of an earlier group, and what the arbiter gave then is no longer so.
+        """
+        if anew:
+            self.given = None
         # All that is said here is said while there are no workers.
-        self._stage, self._yielded = phase, False
+        self._stage, self._yielded, self._nodes = phase, False, ()
         self.progress = replace(self.progress, workers=0, rows_per_s=0.0)
         if phase == "starting":
             self._stopped_at = self._clock()
@@ -265,17 +344,27 @@ class Monitor:
             if self._resumes:
                 self._resume()
 
+    async def tell_paused(self, step: int, run: str) -> None:
+        """The workers are gone, and the driver waits."""
+        how = "it goes on when there is room" if self._is_held else f"`tidegate resume {run}` goes on"
+        self._lines.append(f"paused at step {step}; {how}")
+
+    async def allotment(self) -> int | None:
+        """What the arbiter gave; None where there is none that has spoken."""
+        return self.given
+
     async def state(self) -> tuple[Action, TidegateError | None]:
         return self.action, self.failure
 
     async def news(self) -> News:
         epochs, self._epochs = self._epochs, []
         lines, self._lines = self._lines, []
-        return News(self.progress, epochs, self.phase, self.totals, self.wanted, lines, self.bounds)
+        return replace(await self.status(), epochs=epochs, lines=lines)
 
     async def status(self) -> News:
         """As `news`, for others than the driver: it takes nothing away."""
-        return News(self.progress, [], self.phase, self.totals, self.wanted, [], self.bounds)
+        note = self._note_of_queue if self.phase == "waiting" else ""
+        return News(self.progress, [], self.phase, self.totals, self.wanted, [], self.bounds, note)
 
     async def history(self) -> list[tuple[str, float]]:
         """What happened when, in seconds since the epoch: asked, saved, started, first_step."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 
 
 class PeerLostError(Exception):
@@ -14,10 +15,15 @@ class PeerLostError(Exception):
 
 @contextmanager
 def exchange() -> Iterator[None]:
-    """Around a collective of torch.distributed, whose errors are all of one kind: somebody is gone."""
+    """Around a collective of torch.distributed, whose errors are all of one kind: somebody is gone.
+
+    Ray takes the group of those that are left down, from another thread than the loop's: any error may come of it.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
-        raise PeerLostError(str(error)) from error
+    except Exception as error:
+        if isinstance(error, RuntimeError) or not dist.is_initialized():
+            raise PeerLostError(str(error)) from error
+        raise

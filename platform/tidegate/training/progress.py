@@ -79,6 +79,8 @@ class News:
     wanted: int | None = None
     lines: list[str] = field(default_factory=list)
     bounds: tuple[int, int] = (1, 1)
+    note: str = ""
+    """What the run waits for."""
 
     def measured(self) -> dict[str, float]:
         """How the run fares, as the names of MLflow's metrics have it."""

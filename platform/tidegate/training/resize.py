@@ -30,6 +30,8 @@ GROW_AFTER_S = 30.0
 """How long more room must last before a run that nobody asked takes it: a resize must pay for itself."""
 ANSWER_S = 10.0
 """How long the controller waits for the monitor when there is no group that it could keep waiting."""
+GIVE_WAY_S = 2.0
+"""How long a run that lends waits with its smaller group: replicas that start on the same cores begin without it."""
 FRESH_S = 0.05
 """The same while workers train: an answer takes a few milliseconds, and one of the poll before would be late."""
 
@@ -113,9 +115,10 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
         def __init__(self) -> None:
             super().__init__(scaling_config)
             self._decider: Decider = Decider(bounds, Room(need, spare_cpus))
-            self._view = View(bounds[1], asks=0, ends=False, group=0, yielded=False)
+            self._view = View(bounds[0], asks=0, ends=False, group=0, yielded=False, lends=False)
             self._question: Any = None
             self._waits = False
+            self._nodes: list[str] = []
             self._group: Any = None
 
         def _get_num_workers_for_resource_request(self) -> int:
@@ -147,6 +150,11 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
                 ray.actor.exit_actor()
             return self._resized(size) if size else names.noop()
 
+        def _tell_nodes(self, nodes: list[str]) -> None:
+            if nodes != self._nodes:
+                self._nodes = nodes
+                monitor.tell_nodes.remote(tuple(nodes))
+
         def _tell(self, *, waits: bool) -> None:
             if waits != self._waits:
                 self._waits = waits
@@ -161,12 +169,14 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
             group, self._group = self._group, None
             if group is not None:
                 self._decider.room.held.clear()
+                self._tell_nodes([])
                 ray_internals.give_back(group)
 
         def _resized(self, size: int) -> Any:
             # What the group before holds is given back before the next one starts.
             self._group = None
             self._decider.room.held.clear()
+            self._tell_nodes([])
             return self._get_resize_decision(size)
 
         def _running(self, group: Any) -> int:
@@ -175,9 +185,13 @@ def policy(scaling_config: Any, monitor: Any, spare_cpus: int, need: room.Resour
                 return 0
             nodes = ray_internals.worker_nodes(group)
             self._group, self._decider.room.held = group, Counter(nodes)
+            self._tell_nodes(nodes)
             if self._view.ends:
                 return 0
             size: int = self._decider.replace(self._view)
+            if self._view.lends and 0 < size < len(nodes):
+                self._give_back()
+                time.sleep(GIVE_WAY_S)
             if size or self._view.yielded:
                 return size
             target, why = self._decider.change(self._view, len(nodes), time.monotonic())

@@ -13,6 +13,7 @@ from tidegate.errors import ClusterError
 from tidegate.spec.data import Data
 from tidegate.spec.train import Workers
 
+HEARD_AFTER_S = 3.0
 TOLD_EVERY_S = 10.0
 Resources = Mapping[str, float]
 
@@ -25,6 +26,11 @@ def needs(workers: Workers) -> dict[str, float]:
     if workers.accelerator:
         found[f"accelerator_type:{workers.accelerator}"] = 0.001
     return found
+
+
+def has_real_gpus() -> bool:
+    """Whether Ray found GPUs by itself: it knows their type then. Those of `--num-gpus` alone are only numbers."""
+    return any(kind.startswith("accelerator_type:") for kind in ray.cluster_resources())
 
 
 def feed_cpus(data: Data) -> int:
@@ -48,27 +54,38 @@ def fitting(nodes: Mapping[str, Resources], need: Resources, *, spare_cpus: int)
     return max(0, min(count, math.floor(cpus / need["CPU"] + 1e-9)))
 
 
-def wait(wanted: Workers, spare_cpus: int, say: Callable[[str], None], given_up: Callable[[], bool]) -> int:
-    """How many workers fit now, once it is the minimum. Says so while it is not.
+def wait(
+    wanted: Workers,
+    spare_cpus: int,
+    say: Callable[[str], None],
+    given_up: Callable[[], bool],
+    allowed: Callable[[], float] = lambda: math.inf,
+) -> int:
+    """How many workers fit now and are `allowed()`, once it is the minimum. Says so while it is not.
 
     Returns 0 when `given_up()`. Raises ClusterError when the minimum can never fit.
     """
-    told, need = 0.0, needs(wanted)
+    need, told, asked = needs(wanted), 0.0, time.monotonic()
     while not given_up():
         room = fitting(free_nodes(), need, spare_cpus=spare_cpus)
-        if room >= wanted.min:
-            return min(room, wanted.max)
+        most = min(room, wanted.max, allowed())
+        if most >= wanted.min:
+            return int(most)
         _refuse_impossible(wanted, spare_cpus)
-        if time.monotonic() - told > TOLD_EVERY_S:
+        is_next = room >= wanted.min
+        # Who gives runs their sizes is given a moment.
+        if time.monotonic() - told > TOLD_EVERY_S and (not is_next or time.monotonic() - asked > HEARD_AFTER_S):
             told = time.monotonic()
-            say(f"waiting for room for {_named(wanted, spare_cpus)}: there is room for {room}")
+            why = "others go first, see `tidegate capacity`" if is_next else f"there is room for {room}"
+            say(f"waiting for room for {_named(wanted, spare_cpus)}: {why}")
         time.sleep(0.5)
     return 0
 
 
 def _refuse_impossible(wanted: Workers, spare_cpus: int) -> None:
+    """How far a cluster can grow nobody tells; one that can is waited for."""
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    if fitting(nodes, needs(wanted), spare_cpus=spare_cpus) < wanted.min:
+    if fitting(nodes, needs(wanted), spare_cpus=spare_cpus) < wanted.min and not ray_internals.can_grow():
         total = ray.cluster_resources()
         held = ", ".join(f"{total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU") if kind == "CPU" or wanted.gpu)
         raise ClusterError(

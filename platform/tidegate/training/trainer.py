@@ -26,7 +26,8 @@ from tidegate.models.custom import code_of
 from tidegate.spec.run import Spec
 from tidegate.training import resize, room
 from tidegate.training.checkpoint import Checkpoint, Checkpoints
-from tidegate.training.control import monitored
+from tidegate.training.claim import Wish
+from tidegate.training.control import arbiter_is_there, monitored
 from tidegate.training.fit import Fit
 from tidegate.training.job import Job, plan_of, total_steps
 from tidegate.training.loop import row_bytes, train_worker
@@ -38,6 +39,8 @@ from tidegate.transforms.augment import RowWork
 
 NEVER_S = 1e9
 """Ray's own resizing would restart a run without a checkpoint; it is put off for good."""
+ARBITER_S = 5.0
+"""How long a run waits for the arbiter's first word."""
 MAX_FAILURES = 3
 """Without a policy of ours nobody but Ray bounds how often workers are lost."""
 CONTROLLER = {
@@ -108,9 +111,23 @@ def opened(spec: Spec, run: str, say: Callable[[str], None]) -> Iterator[Any]:
         ray_internals.scaling()
     except MissingError as error:
         say(str(error))
-    wanted, totals = spec.train.workers, Totals.read(settings.home() / "runs" / run)
-    with monitored(run, (wanted.min, wanted.max), resizable=_is_resizable(), totals=totals) as monitor:
+    totals = Totals.read(settings.home() / "runs" / run)
+    with monitored(_wish(spec, run), resizable=_is_resizable(), totals=totals) as monitor:
         yield monitor
+
+
+def _wish(spec: Spec, run: str) -> Wish:
+    workers = spec.train.workers
+    return Wish(
+        run,
+        spec.name,
+        room.needs(workers),
+        workers.min,
+        workers.max,
+        priority=spec.train.priority,
+        feed_cpus=room.feed_cpus(spec.data),
+        since=time.time(),
+    )
 
 
 def _is_resizable() -> bool:
@@ -190,20 +207,20 @@ class _Attempts:
 
     def _wait_for_room(self) -> int:
         """How many workers fit now; 0 when the run was asked to end meanwhile."""
-        self._phase("waiting")
+        ray.get(self.job.monitor.tell_phase.remote("waiting", anew=True))
 
         def given_up() -> bool:
             action, failure = ray.get(self.job.monitor.state.remote())
             return action != "train" or failure is not None
 
-        found = room.wait(self.job.spec.train.workers, room.feed_cpus(self.job.spec.data), self.say, given_up)
+        workers, feed_cpus = self.job.spec.train.workers, room.feed_cpus(self.job.spec.data)
+        found = room.wait(workers, feed_cpus, self.say, given_up, _Allotment(self.job.monitor, workers.max))
         self._phase("starting")
         return found
 
     def _wait_for_resume(self, step: int) -> None:
         self._phase("paused")
-        line = f"paused at step {step}; `tidegate resume {self.job.name}` goes on"
-        ray.get(self.job.monitor.tell_line.remote(line))
+        ray.get(self.job.monitor.tell_paused.remote(step, self.job.name))
         while ray.get(self.job.monitor.state.remote())[0] == "pause":
             time.sleep(0.2)
         if ray.get(self.job.monitor.state.remote())[0] == "stop":
@@ -257,7 +274,7 @@ class _Attempts:
             train_worker,
             train_loop_config={"job": job},
             scaling_config=scaling,
-            torch_config=TorchConfig(backend="nccl" if wanted.gpu else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if wanted.gpu and room.has_real_gpus() else "gloo"),
             run_config=ray.train.RunConfig(
                 name=job.name,
                 storage_path=str(job.run_folder.parent),
@@ -280,6 +297,20 @@ class _Attempts:
             "datasets": {"train": _Position(self.checkpoints, self.job.identity)},
             "dataset_config": PlannedShards(prepared.folder, total_steps(spec, plan), plan, steps, work),
         }
+
+
+class _Allotment:
+    """How many workers the arbiter lets a run start with: as many as fit, where there is none that speaks in time."""
+
+    def __init__(self, monitor: Any, most: int) -> None:
+        self.monitor, self.most = monitor, most
+        self._until = time.monotonic() + ARBITER_S if arbiter_is_there() else 0.0
+
+    def __call__(self) -> int:
+        given: int | None = ray.get(self.monitor.allotment.remote())
+        if given is None:
+            return 0 if time.monotonic() < self._until else self.most
+        return given
 
 
 class _Position:

@@ -67,8 +67,7 @@ def _rows(chunks: range, total: int) -> int:
 def _gathered(mine: Tensor, rows: list[int]) -> Tensor:
     """Every worker's rows, one worker after the other. All send as many as the longest part has."""
     padded = mine.new_zeros(max(rows), *mine.shape[1:])
-    count = rows[dist.get_rank()]
-    padded[:count] = mine[:count]
+    padded[: len(mine)] = mine
     received = [torch.empty_like(padded) for _ in rows]
     with exchange():
         dist.all_gather(received, padded)
