@@ -36,8 +36,11 @@ def own_surroundings() -> Iterator[Path]:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        # Threads of Serve's handles outlive `ray.shutdown()`, and what they ask next would join a cluster again.
-        patch.setattr("ray._private.auto_init_hook.enable_auto_connect", False)
+        from ray._private import auto_init_hook  # reads settings, so not before they are made
+
+        # Threads of Serve's handles outlive `ray.shutdown()` and this block, and what they ask next would start a Ray
+        # of its own beside the next test's: never undone.
+        auto_init_hook.enable_auto_connect = False
         try:
             yield folder
         finally:
