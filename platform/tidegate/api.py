@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tidegate import connection, lifecycle, registration, registry, tracking
 from tidegate.client import Client
 from tidegate.errors import ClusterError, SpecError
-from tidegate.handle import Loop, Run
+from tidegate.handle import FoundRun, Loop, Run
 from tidegate.registry import Version
 from tidegate.remote import run as remote
 from tidegate.remote.words import ENDPOINT
@@ -110,7 +110,7 @@ def get_run(name: str) -> Run:
     """A run by its name, to ask something of it. Raises NotFoundError when there is none."""
     if jobs := connection.far():
         return remote.find(jobs, name)
-    return Run(name, lifecycle.stored_spec(name))
+    return FoundRun(name, lifecycle.stored_spec(name))
 
 
 def deploy(endpoint: Endpoint | str | Path) -> Deployed:

@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from tidegate import lifecycle
+from tidegate import lifecycle, outcome, standing
 from tidegate.console import Console
 from tidegate.errors import NotFoundError
-from tidegate.lifecycle import Outcome
+from tidegate.outcome import Outcome
 from tidegate.registry import Version
 from tidegate.spec.run import Spec
 from tidegate.training import control
@@ -19,9 +19,12 @@ from tidegate.training.progress import News
 
 Loop = Callable[[Fit], None]
 
+LOOK_EVERY_S = 1.0
+"""How often a run of another process is looked at for its end."""
+
 
 class Run:
-    """A training run: of this process, from `train`, or of another, from `get_run`."""
+    """A training run that this process is the driver of, from `train`."""
 
     def __init__(self, name: str, spec: Spec, loop: Loop | None = None) -> None:
         self.name, self.spec, self._loop = name, spec, loop
@@ -117,3 +120,37 @@ class Run:
                 self._carry(Console(nowhere))
         except BaseException:  # noqa: BLE001 - kept, and raised by `wait`
             return
+
+
+class WatchedRun(Run):
+    """A run that another process drives. Somebody waits for its end from the first time that it is asked for."""
+
+    def __init__(self, name: str, spec: Spec) -> None:
+        super().__init__(name, spec)
+        self._watched = threading.Lock()
+        self._is_watched = False
+
+    @property
+    def is_over(self) -> bool:
+        self._watch()
+        return super().is_over
+
+    def outcome(self, timeout_s: float | None = None) -> Outcome:
+        self._watch()
+        return super().outcome(timeout_s)
+
+    def _watch(self) -> None:
+        with self._watched:
+            if self._is_watched:
+                return
+            self._is_watched = True
+        threading.Thread(target=self._carry_silently, daemon=True, name=self.name).start()
+
+
+class FoundRun(WatchedRun):
+    """A run of this cluster by its name, from `get_run`. It ends for us when its records say so."""
+
+    def _drive(self, console: Console) -> Outcome:
+        while not standing.is_over(self.name):
+            time.sleep(LOOK_EVERY_S)
+        return outcome.recorded(self.name, self.spec)

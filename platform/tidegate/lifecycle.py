@@ -23,17 +23,11 @@ from tidegate.card import card
 from tidegate.console import Console
 from tidegate.data.prepare import prepare
 from tidegate.data.prepared import Prepared
-from tidegate.errors import (
-    ConflictError,
-    NotFoundError,
-    RequirementError,
-    StoppedError,
-    TidegateError,
-    TrainingError,
-)
+from tidegate.errors import ConflictError, NotFoundError, StoppedError, TidegateError, TrainingError
 from tidegate.evaluation import Report
 from tidegate.evaluation_text import render
 from tidegate.models.custom import code_of
+from tidegate.outcome import REPORT, Outcome
 from tidegate.registry import Version
 from tidegate.scheduling import arbiter
 from tidegate.serving import deploy as serving
@@ -52,25 +46,6 @@ Say = Callable[[str], None]
 SPEC, OWN_LOOP = "spec.yaml", "own_loop"
 """In a run's folder: what it is resumed with, and a mark of the runs whose loop only their caller has."""
 LOGGED_EVERY_S = 30.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to. `missed` are the requirements it missed; then it was registered and not published."""
-
-    run: str
-    version: Version
-    report: Report
-    endpoint: EndpointStatus | None
-    missed: list[str]
-
-    def raise_if_missed(self) -> None:
-        """Raise RequirementError when `evaluate.require` was missed."""
-        if self.missed:
-            raise RequirementError(
-                f"{self.version.ref} is registered but not published: {'; '.join(self.missed)}",
-                remedy="train a better version, or change evaluate.require",
-            )
 
 
 @dataclass(frozen=True)
@@ -322,7 +297,7 @@ def _describe(
     test = results["test"]
     (folder / "README.md").write_text(card(spec, digest, test.report, lineage))
     (folder / "lineage.json").write_text(json.dumps(lineage, indent=1))
-    (folder / "report.json").write_text(json.dumps(test.report.to_json(), indent=1))
+    (folder / REPORT).write_text(json.dumps(test.report.to_json(), indent=1))
     pictures.learning_curve(history, folder / "learning_curve.png")
     if test.report.confusion is not None:
         pictures.confusion_matrix(test.report, folder / "confusion_matrix.png")

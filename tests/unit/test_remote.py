@@ -17,7 +17,7 @@ from tidegate.cli.main import FORWARDED
 from tidegate.cli.main import tidegate as shell
 from tidegate.errors import ClusterError, ConflictError, SpecError, StoppedError, TidegateError
 from tidegate.evaluation import ClassReport, Report
-from tidegate.lifecycle import Outcome
+from tidegate.outcome import Outcome
 from tidegate.registry import Version
 from tidegate.remote import entry, jobs, run, words
 from tidegate.remote.jobs import Jobs, Output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from tidegate import lifecycle
 from tidegate.console import Console
 from tidegate.errors import NotFoundError, SpecError
 from tidegate.evaluation import Report
-from tidegate.handle import Run
-from tidegate.lifecycle import Outcome
+from tidegate.handle import WatchedRun
 from tidegate.models.custom import code_of
+from tidegate.outcome import Outcome
 from tidegate.registry import Version
 from tidegate.remote.jobs import Jobs
 from tidegate.remote.words import SPEC
@@ -28,31 +27,12 @@ from tidegate.told import left_alone
 from tidegate.training.progress import News, Progress, Totals
 
 
-class JobRun(Run):
+class JobRun(WatchedRun):
     """A run that a job carries, of a cluster that this process is a driver of. Ctrl-C only ends looking at it."""
 
     def __init__(self, name: str, spec: Spec, jobs: Jobs, job: str | None) -> None:
         super().__init__(name, spec)
         self.job, self._jobs = job, jobs
-        self._watched = threading.Lock()
-        self._is_watched = False
-
-    @property
-    def is_over(self) -> bool:
-        self._watch()
-        return super().is_over
-
-    def outcome(self, timeout_s: float | None = None) -> Outcome:
-        self._watch()
-        return super().outcome(timeout_s)
-
-    def _watch(self) -> None:
-        """Have somebody follow the job, from the first time that its outcome is asked for."""
-        with self._watched:
-            if self._is_watched:
-                return
-            self._is_watched = True
-        threading.Thread(target=self._carry_silently, daemon=True, name=self.name).start()
 
     def _carry(self, console: Console) -> None:
         self._is_watched = True
