@@ -25,13 +25,13 @@ from tidegate.spec.data import FORMATS, Data, Source, Split, format_of
 from tidegate.spec.run import Spec, absolute
 from tidegate.transforms.base import Array, fits
 from tidegate.transforms.columns import canonical
+from tidegate.yaml_text import comment, commented, flow, scalar, value
 
 TARGET_NAMES = ("label", "target", "class", "y")
 MOST_UNFIT = 0.2
 """A column that does not fit in more of the rows is left out."""
 WIDTH = 100
 FRACTIONS = ((0.8, 0.1, 0.1), (0.6, 0.2, 0.2))
-PLAIN = re.compile(r"[A-Za-z_./~$][A-Za-z0-9_./~$-]*")
 Keys = dict[str, Any]
 
 
@@ -348,9 +348,6 @@ def check_output(path: Path) -> None:
         raise SpecError(f"there is no folder {path.absolute().parent}", remedy="create it first")
 
 
-# The text
-
-
 def _text(path: str, whole: Keys, sample: Sample, choice: _Choice) -> str:
     data = whole["data"]
     rows = f"{sample.rows} rows" if sample.is_whole else f"about {sample.rows} rows; {sample.size} were looked at"
@@ -359,57 +356,26 @@ def _text(path: str, whole: Keys, sample: Sample, choice: _Choice) -> str:
         "; --target names another" if guessed else ""
     )
     lines = [
-        f"# A first spec for {_comment(sources.shown(path))}, written by `tidegate spec init`. Every key: docs/spec.md",
-        f"name: {_scalar(whole['name'])}",
+        f"# A first spec for {comment(sources.shown(path))}, written by `tidegate spec init`. Every key: docs/spec.md",
+        f"name: {scalar(whole['name'])}",
         "seed: 0",
         "data:",
-        _commented(f"  source: {_flow(data['source'])}", rows),
+        commented(f"  source: {flow(data['source'])}", rows),
         "  inputs:",
         *(_input_line(name, found) for name, found in choice.inputs.items()),
-        _commented(f"  target: {_flow(data['target'])}", about),
-        _commented(f"  split: {_flow(data['split'])}", "the data says it" if choice.split else ""),
+        commented(f"  target: {flow(data['target'])}", about),
+        commented(f"  split: {flow(data['split'])}", "the data says it" if choice.split else ""),
     ]
     if "invalid_rows" in data:
         why = "some rows do not fit" if data["invalid_rows"]["max_fraction"] > 0.01 else "not all rows were looked at"
-        lines.append(_commented(f"  invalid_rows: {_flow(data['invalid_rows'])}", why + "; they are counted and shown"))
-    lines += [f"model: {_flow(whole['model'])}", "train:"]
-    lines += [f"  {key}: {_value(value)}" for key, value in whole["train"].items()]
-    lines.append(
-        _commented(f"publish: {_flow(whole['publish'])}", f"the new version becomes {whole['name']}@production")
-    )
+        lines.append(commented(f"  invalid_rows: {flow(data['invalid_rows'])}", why + "; they are counted and shown"))
+    lines += [f"model: {flow(whole['model'])}", "train:"]
+    lines += [f"  {key}: {value(given)}" for key, given in whole["train"].items()]
+    lines.append(commented(f"publish: {flow(whole['publish'])}", f"the new version becomes {whole['name']}@production"))
     return "\n".join(lines) + "\n"
 
 
 def _input_line(name: str, found: Meaning) -> str:
     if found.keys:
-        return _commented(f"    {_scalar(name)}: {_flow(found.keys)}", found.note)
-    return f"    # {_comment(name) or 'a column without a name'} is left out: {_comment(found.note)}"
-
-
-def _commented(line: str, comment: str) -> str:
-    return f"{line}  # {_comment(comment)}" if comment else line
-
-
-def _comment(value: str) -> str:
-    """On one line, and of signs that YAML takes."""
-    return "".join(sign if sign.isprintable() and sign not in "\ufeff" else " " for sign in value)[:200]
-
-
-def _flow(keys: Mapping[str, Any]) -> str:
-    return "{" + ", ".join(f"{key}: {_value(value)}" for key, value in keys.items()) + "}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return _flow(value)
-    if isinstance(value, list):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
-    return _scalar(value) if isinstance(value, str) else str(value)
-
-
-def _scalar(value: str) -> str:
-    """A string as YAML: as it stands where that reads as the same string."""
-    if PLAIN.fullmatch(value) and yaml.safe_load(value) == value:
-        return value
-    quoted: str = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=math.inf)
-    return quoted.rstrip("\n")
+        return commented(f"    {scalar(name)}: {flow(found.keys)}", found.note)
+    return f"    # {comment(name) or 'a column without a name'} is left out: {comment(found.note)}"
