@@ -102,7 +102,7 @@ def test_a_run_keeps_clear_of_a_plain_actor(prepared: Prepared) -> None:
 
 
 def test_a_run_of_higher_priority_takes_all_and_the_other_goes_on_afterwards(prepared: Prepared) -> None:
-    low, high = digits((3, 3), epochs=LONG), digits((4, 4), priority=1)
+    low, high = digits((3, 3), epochs=LONG), digits((4, 4), epochs=10, priority=1)
     with InThread(low, prepared, "low") as first:
         first.until_size(3)
         with InThread(high, prepared, "high") as second:

@@ -20,12 +20,3 @@ def test_without_what_resizing_stands_on_a_run_keeps_its_size_and_says_so(tmp_pa
     assert f"{RESIZE} is off" in outcome["said"][0]
     assert "cannot be resized" in outcome["resize"]
     assert outcome["restarts"] == 1
-
-
-def test_without_what_tells_of_nodes_a_run_is_still_resized(tmp_path: Path) -> None:
-    names = ["free_by_node", "cluster_state"]
-    outcome = outcome_without(names, tmp_path)
-    for name in names:
-        assert f"{NAMES[name].feature} is off" in " ".join(outcome["warnings"])
-    assert outcome["resize"] == ""
-    assert outcome["restarts"] == 1
