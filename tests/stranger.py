@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,10 @@ def new_stranger() -> Stranger:
 
 def leave(stranger: Stranger) -> None:
     stranger.run("tidegate", "down", check=False)
-    left = _processes_of(stranger.home)
+    # Ray's dashboard leaves helpers that end by themselves once they see that it is gone.
+    deadline = time.monotonic() + 15
+    while (left := _processes_of(stranger.home)) and time.monotonic() < deadline:
+        time.sleep(0.2)
     shutil.rmtree(stranger.home.parent)
     assert not left, f"processes are left: {left}"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Watch:
 
     def __init__(self, monitor: Any, on_news: OnNews, folder: Path) -> None:
         self.monitor, self.on_news, self.folder = monitor, on_news, folder
+        self._logged = ""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="tidegate-news")
 
@@ -40,10 +42,19 @@ class Watch:
         self._fetch()
 
     def _fetch(self) -> None:
-        try:
+        """News is a courtesy: training goes on without it."""
+        with self._warned():
             news = ray.get(self.monitor.news.remote(), timeout=5)
-            news.write(self.folder)
+            with self._warned():
+                news.write(self.folder)
             self.on_news(news)
+
+    @contextmanager
+    def _warned(self) -> Iterator[None]:
+        """What goes wrong is logged, and once while it stays the same."""
+        try:
+            yield
         except (OSError, ray.exceptions.RayError, TidegateError) as error:
-            # News is a courtesy: training goes on without it.
-            logger.warning("some progress of the run was not told: %s", error)
+            if str(error) != self._logged:
+                logger.warning("some progress of the run was not told: %s", error)
+            self._logged = str(error)
