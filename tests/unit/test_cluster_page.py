@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
+import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +53,17 @@ def test_python_of_the_page_on_the_cluster_names_what_exists() -> None:
     assert {node.value.id for node in attributes} == set(places)  # type: ignore[attr-defined]
     for node in attributes:
         assert hasattr(places[node.value.id], node.attr), node.attr  # type: ignore[attr-defined]
+
+
+def test_the_backup_of_the_page_has_all_but_what_is_made_anew(tmp_path: Path) -> None:
+    (line,) = [line for line in SHELL if line.startswith("tar ")]
+    for file in ("mlflow.db", "artifacts/digits/prepared/a.txt", "prepared/ab12/rows.bin"):
+        path = tmp_path / ".tidegate" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, check=True
+    )
+    with tarfile.open(tmp_path / "tidegate-backup.tar.gz") as archive:
+        files = {member.name for member in archive if member.isfile()}
+    assert files == {".tidegate/mlflow.db", ".tidegate/artifacts/digits/prepared/a.txt"}

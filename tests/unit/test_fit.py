@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -498,7 +499,7 @@ def test_a_loop_may_not_step_by_itself(digits: Prepared) -> None:
             fit.step(functional.cross_entropy(model(batch["pixels"]), batch["digit"]))
             optimizer.step()
 
-    worker = Worker(own(), digits)
+    worker = Worker(own(epochs=30), digits)
     with pytest.raises(TrainingError, match=r"the loop called optimizer\.step") as caught:
         worker.run(loop)
     assert "leave it out" in caught.value.remedy
@@ -715,3 +716,13 @@ def test_real_groups_of_workers_make_the_model_of_one(digits: Prepared, tmp_path
 
 if __name__ == "__main__":
     in_groups(int(sys.argv[1]), Path(sys.argv[2]), open_folder(Path(sys.argv[3])))
+
+
+def test_the_loop_of_the_page_learns(digits: Prepared) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "own-model.md").read_text()
+    source = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    module: dict[str, Any] = {"__name__": "of_the_page"}
+    exec(source.replace('batch["label"]', 'batch["digit"]'), module)
+    worker = Worker(own(epochs=30), digits)
+    worker.run(module["loop"])
+    assert np.mean(worker.losses[-5:]) < 0.8 * worker.losses[0]
