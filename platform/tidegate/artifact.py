@@ -191,7 +191,8 @@ def _sources(code: Code | None) -> dict[str, bytes]:
 
 
 def _write(folder: Path, document: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
-    files = {**files, MODEL: json.dumps(document, sort_keys=True, indent=1).encode()}
+    # In the document's own order: a module takes its inputs in that of the columns.
+    files = {**files, MODEL: json.dumps(document, indent=1).encode()}
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     digest = _digest(document, sums)
     for name, data in files.items():

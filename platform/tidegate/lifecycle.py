@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import math
 import secrets
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from tidegate.card import card
 from tidegate.console import Console
 from tidegate.data.prepare import prepare
 from tidegate.data.prepared import Prepared
-from tidegate.errors import ConflictError, NotFoundError, StoppedError, TidegateError, TrainingError
+from tidegate.errors import ArtifactError, ConflictError, NotFoundError, StoppedError, TidegateError, TrainingError
 from tidegate.evaluation import Report
 from tidegate.evaluation_text import render
 from tidegate.models.custom import code_of
@@ -198,6 +199,7 @@ def _run(
     digest = artifact.write(folder, spec, prepared, weights, code)
     say("evaluating on the test split")
     results = _evaluate(folder, digest, prepared, spec)
+    _check_answers(results["validation"].report, final.state["history"])
     report = results["test"].report
     lineage = _lineage(spec, name, prepared, final)
     about = folder / artifact.ABOUT
@@ -218,6 +220,23 @@ def _run(
     if missed:
         say(f"{version.ref} is not published: {'; '.join(missed)}")
     return Outcome(name, registry.version(version.ref), report, endpoint, missed)
+
+
+def _check_answers(report: Report, history: Sequence[Mapping[str, float]]) -> None:
+    """Raise ArtifactError when the version, as read back, is not what was trained.
+
+    Its validation loss must be one that an epoch ended with: the module, its inputs and their order are then the same.
+    """
+    found = report.metrics.get("loss", math.nan)
+    trained = [record["validation.loss"] for record in history if "validation.loss" in record]
+    is_one = any(math.isclose(found, loss, rel_tol=0.05, abs_tol=1e-3) for loss in trained)
+    if math.isfinite(found) and trained and not is_one:
+        nearest = min(trained, key=lambda loss: abs(loss - found))
+        raise ArtifactError(
+            f"the model as it was written does not answer as the trained one: its validation loss is {found:.4g}",
+            expected=f"that of an epoch (the nearest is {nearest:.4g})",
+            remedy="a module whose answers do not follow from its state_dict and its inputs cannot be served",
+        )
 
 
 def _per_class(report: Report) -> dict[str, float]:

@@ -55,7 +55,8 @@ class Trained(Model):
         self, document: Mapping[str, Any], weights: Mapping[str, Tensor], code: Code, digest: str, device: str
     ) -> None:
         super().__init__(document, digest)
-        self.columns = Columns(document["columns"])
+        # In the order they were trained in. Files of earlier releases have it in the signature only.
+        self.columns = Columns({tensor.name: document["columns"][tensor.name] for tensor in self.signature.inputs})
         self.target = TargetTransform(document["target"]["column"], document["target"]["state"])
         options: Any = TypeAdapter(ModelSpec).validate_python(document["model"])
         features = [column.feature for column in self.columns.transforms.values()]

@@ -153,6 +153,34 @@ def test_a_version_answers_what_its_signature_says(
     assert model.predict(model.example(3)).keys() == answers.keys()
 
 
+@pytest.mark.parametrize("kind", SPECS)
+def test_a_version_computes_what_the_trained_module_computes(
+    kind: str, trained: Callable[[str], Trained], tmp_path: Path
+) -> None:
+    """On prepared rows; columns are in the order they were trained in, which is not that of their names."""
+    one = trained(kind)
+    one.write(tmp_path)
+    target = one.prepared.target
+    module = build(one.spec.model, one.prepared.features, target.num_outputs, seed=0, code=one.code).eval()
+    module.load_state_dict(one.weights)
+    rows = {name: torch.from_numpy(array) for name, array in one.prepared.reader("test").read(np.arange(9)).items()}
+    with torch.inference_mode():
+        expected = module(rows)
+        assert torch.equal(artifact.load(tmp_path).module(rows), expected)
+        # As files written before the order was kept there: the signature has it.
+        document = json.loads((tmp_path / "model.json").read_text())
+        rewrite(tmp_path, json.dumps(document, sort_keys=True).encode())
+        assert torch.equal(artifact.load(tmp_path).module(rows), expected)
+
+
+def rewrite(folder: Path, document: bytes) -> None:
+    """Another model.json, with its sum."""
+    (folder / "model.json").write_bytes(document)
+    manifest = json.loads((folder / "artifact.json").read_text())
+    manifest["sha256"]["model.json"] = hashlib.sha256(document).hexdigest()
+    (folder / "artifact.json").write_text(json.dumps(manifest))
+
+
 def test_values_a_model_cannot_take_are_refused(trained: Callable[[str], Trained], tmp_path: Path) -> None:
     trained("regression").write(tmp_path / "regression")
     model = artifact.load(tmp_path / "regression")

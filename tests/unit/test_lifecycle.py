@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from tidegate import lifecycle, store, tracking
-from tidegate.errors import UnavailableError
+from tidegate import evaluation, lifecycle, store, tracking
+from tidegate.errors import ArtifactError, UnavailableError
 from tidegate.training.progress import News, Progress, Totals
 
 
@@ -114,3 +115,12 @@ def test_an_epoch_is_kept_even_if_showing_it_fails(run: str) -> None:
     with pytest.raises(BrokenPipeError):
         told(run, broken)(news(12, 1))
     assert curve(run, "epoch") == [(10, 1)]
+
+
+def test_a_version_that_does_not_answer_as_the_trained_module_is_refused() -> None:
+    report = evaluation.report("classification", torch.eye(2), torch.tensor([0, 1]), classes=["a", "b"])
+    loss = report.metrics["loss"]
+    history = [{"epoch": 1, "validation.loss": 2 * loss}, {"epoch": 2, "validation.loss": loss * 1.0001}]
+    lifecycle._check_answers(report, history)
+    with pytest.raises(ArtifactError, match=r"does not answer as the trained one: its validation loss is 0\.3133"):
+        lifecycle._check_answers(report, history[:1])

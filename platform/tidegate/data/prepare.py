@@ -91,6 +91,7 @@ def fingerprint(spec: Spec, files: list[sources.SourceFile]) -> str:
         "format": FORMAT,
         "files": [asdict(file) for file in files],
         "data": spec.data.model_dump(exclude={"feed": True, "inputs": {"__all__": {"augment"}}}),
+        "order": list(spec.data.inputs),
         "seed": spec.seed,
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
