@@ -77,4 +77,4 @@ def demo(stranger: Stranger, *command: str, **variables: str) -> None:
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("asked http://")]
     share = line.rpartition(": ")[2].removesuffix("% right")
     assert float(share) / 100 > RIGHT, line
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr

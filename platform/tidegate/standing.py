@@ -191,6 +191,7 @@ def _status(standing: Standing) -> str:
     now = PHASES[news.phase] if news.phase != "training" else short(standing)
     low, high = news.bounds
     asked = f"; {news.wanted} asked for" if news.wanted not in (None, news.progress.workers) else ""
+    now += f": {news.note}" if news.note else ""
     return f"{now} (may have {low} to {high}{asked})" if low < high else now
 
 

@@ -26,6 +26,8 @@ def read(path: Path) -> pa.Table:
     readers = {".parquet": pa.parquet.read_table, ".csv": pa.csv.read_csv, ".jsonl": pa.json.read_json}
     if path.suffix not in readers:
         raise DataError(f"{path} is of no known kind", expected=f"a file ending in {', '.join(ENDINGS)}")
+    if not path.is_file():
+        raise DataError(f"there is no file {path}", remedy="correct the path")
     try:
         return readers[path.suffix](str(path))
     except (OSError, pa.ArrowException) as error:

@@ -23,6 +23,9 @@ import tidegate as tg
 tg.connect(sys.argv[1])
 version = tg.train("iris.yaml", follow=False).wait(180)
 told = {"version": version.ref, "metrics": version.metrics}
+found = tg.get_run(version.run_id)
+found.job = None  # as of a run that was started on the cluster itself
+told["found"] = found.wait(60).ref
 try:
     tg.train("iris.yaml", name=version.run_id)
 except tg.TidegateError as error:
@@ -48,7 +51,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "name": "iris",
         "data": {
             "source": {"path": "iris.csv"},
-            "inputs": {name: {"type": "number"} for name in "abcd"},
+            # Not in the order of their names, which must not matter.
+            "inputs": {name: {"type": "number"} for name in "dbca"},
             "target": {"column": "kind", "type": "category"},
         },
         "model": {"type": "linear"},
@@ -76,6 +80,7 @@ def test_with_a_token_a_run_is_trained_from_afar_and_refused_a_second_time(folde
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["version"] == "iris@1"
+    assert told["found"] == told["version"]
     assert "test.accuracy" in told["metrics"]
     kind, second = told["second"]
     assert kind == "ConflictError"

@@ -538,3 +538,8 @@ def test_the_small_bodies_have_the_shapes_of_the_protocol() -> None:
     assert orjson.loads(protocol.error_body("no\ud800")) == {"error": "no?"}
     metadata = orjson.loads(protocol.metadata_body("m", ["1", "2"], MIXED))
     assert metadata == {"name": "m", "versions": ["1", "2"], "platform": "tidegate", **MIXED.to_json()}
+
+
+def test_a_gap_in_a_column_is_named_by_its_row() -> None:
+    with pytest.raises(RequestError, match=r'Input "age" has no value in row 1 and 1 more; .* Fill or drop those rows'):
+        protocol.encode_request({"age": [1.0, None, 3.0, None]})

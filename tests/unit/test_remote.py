@@ -155,6 +155,9 @@ def test_what_cannot_be_done_far_away_is_refused(monkeypatch: pytest.MonkeyPatch
         Jobs("http://127.0.0.1:1")
 
 
+TOLD = {"run": "d", "version": asdict(VERSION), "report": REPORT.to_json(), "endpoint": None, "missed": []}
+
+
 class Interrupted:
     """A Jobs API whose follower presses Ctrl-C, and then follows to the end."""
 
@@ -164,13 +167,24 @@ class Interrupted:
         if self.presses:
             self.presses -= 1
             raise KeyboardInterrupt
-        return {
-            "run": "d",
-            "version": asdict(VERSION),
-            "report": REPORT.to_json(),
-            "endpoint": None,
-            "missed": [],
-        }
+        return TOLD
+
+
+class Recorded:
+    """A Jobs API of a cluster where the run's last job only let it go on."""
+
+    def follow(self, job: str, say: Any) -> Any:
+        return None
+
+    def call(self, what: str, name: str) -> Any:
+        assert (what, name) == ("outcome", "d")
+        return TOLD
+
+
+@pytest.mark.parametrize("job", ["d-1", None])
+def test_what_no_job_tells_the_records_of_the_cluster_do(job: str | None) -> None:
+    far = run.RemoteRun("d", spec("/a.parquet"), Recorded(), job)  # type: ignore[arg-type]
+    assert far.wait(30) == VERSION
 
 
 def test_ctrl_c_leaves_a_run_that_a_job_drives(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,6 +108,12 @@ def test_a_driver_that_has_no_workers_yet_stands_where_the_one_before_left_the_r
     assert (facts(standing)["step"], facts(standing)["pauses"]) == (110, 1)
 
 
+def test_a_run_that_waits_says_for_what() -> None:
+    note = "1. in the queue: waits: it needs 6 x 1 CPU, there is room for 2"
+    lines = dict(described(carried(News(Progress(), phase="waiting", note=note)), None))
+    assert lines["status"].startswith(f"waiting for room: {note}")
+
+
 def test_a_run_that_ended() -> None:
     ended = replace(RECORD, status="finished", ended="2026-11-22T10:05:00.000+00:00")
     lines = dict(described(Standing(ended, LAST), "digits@3"))

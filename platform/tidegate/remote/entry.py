@@ -9,17 +9,32 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tidegate.cli import main as shell
 from tidegate.errors import ClusterError, TidegateError
 from tidegate.remote import words
 
+if TYPE_CHECKING:
+    from tidegate.handle import Run
+
 
 def _train(name: str) -> dict[str, Any]:
     from tidegate import api
 
-    outcome = api.train(words.SPEC, name=name).outcome()
+    return _told(api.train(words.SPEC, name=name))
+
+
+def _outcome(name: str) -> dict[str, Any]:
+    """Waits until the run is over, whoever carries it."""
+    from tidegate import api
+
+    api.connect()
+    return _told(api.get_run(name))
+
+
+def _told(run: Run) -> dict[str, Any]:
+    outcome = run.outcome()
     return {
         "run": outcome.run,
         "version": asdict(outcome.version),
@@ -92,6 +107,7 @@ def _endpoints() -> list[dict[str, Any]]:
 
 CALLS: dict[str, Callable[..., Any]] = {
     "train": _train,
+    "outcome": _outcome,
     "spec": _spec,
     "check": _check,
     **{what: _ask(what) for what in ("status", "resize", "pause", "resume", "stop")},

@@ -11,7 +11,7 @@ import yaml
 
 from tidegate import lifecycle
 from tidegate.console import Console
-from tidegate.errors import NotFoundError, SpecError
+from tidegate.errors import SpecError
 from tidegate.evaluation import Report
 from tidegate.handle import WatchedRun
 from tidegate.models.custom import code_of
@@ -44,12 +44,9 @@ class JobRun(WatchedRun):
             raise KeyboardInterrupt(left_alone(self.name)) from None
 
     def _drive(self, console: Console) -> Outcome:
-        if self.job is None:
-            raise NotFoundError(
-                f"run {self.name} was not submitted through the Jobs API",
-                remedy=f"see `tidegate status {self.name}`",
-            )
-        return outcome(self._jobs.follow(self.job, console.say))
+        told = self._jobs.follow(self.job, console.say) if self.job else None
+        # Of a run that no job carries, or whose last job only let it go on, the cluster's records tell.
+        return outcome(told or self._jobs.call("outcome", name=self.name))
 
 
 class RemoteRun(JobRun):

@@ -337,7 +337,8 @@ class _Plan:
             for run in givers:
                 lost = self.state.size[run.name] - fair[run.name]
                 self._move(run, lost, takers, fair)
-                self._shrink(run, lost, f"gives {lost} to {', '.join(taker.name for taker in takers)}")
+                to = f"to {', '.join(taker.name for taker in takers)}" if takers else "back: no more was asked for"
+                self._shrink(run, lost, f"gives {lost} {to}")
 
     def _fair(self, group: Sequence[Run]) -> dict[str, int]:
         """What each should have of what they have together."""

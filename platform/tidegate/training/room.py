@@ -14,7 +14,8 @@ from tidegate.spec.data import Data
 from tidegate.spec.train import Workers
 
 HEARD_AFTER_S = 3.0
-TOLD_EVERY_S = 10.0
+TOLD_EVERY_S, REPEATED_EVERY_S = 10.0, 60.0
+"""How often at most waiting is told of: with other words, and with the same."""
 Resources = Mapping[str, float]
 
 
@@ -65,7 +66,7 @@ def wait(
 
     Returns 0 when `given_up()`. Raises ClusterError when the minimum can never fit.
     """
-    need, told, asked = needs(wanted), 0.0, time.monotonic()
+    need, told, said, asked = needs(wanted), -REPEATED_EVERY_S, "", time.monotonic()
     while not given_up():
         room = fitting(free_nodes(), need, spare_cpus=spare_cpus)
         most = min(room, wanted.max, allowed())
@@ -74,10 +75,12 @@ def wait(
         _refuse_impossible(wanted, spare_cpus)
         is_next = room >= wanted.min
         # Who gives runs their sizes is given a moment.
-        if time.monotonic() - told > TOLD_EVERY_S and (not is_next or time.monotonic() - asked > HEARD_AFTER_S):
-            told = time.monotonic()
+        if not is_next or time.monotonic() - asked > HEARD_AFTER_S:
             why = "others go first, see `tidegate capacity`" if is_next else f"there is room for {room}"
-            say(f"waiting for room for {_named(wanted, spare_cpus)}: {why}")
+            line = f"waiting for room for {_named(wanted, spare_cpus)}: {why}"
+            if time.monotonic() - told > (REPEATED_EVERY_S if line == said else TOLD_EVERY_S):
+                told, said = time.monotonic(), line
+                say(line)
         time.sleep(0.5)
     return 0
 
