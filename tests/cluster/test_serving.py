@@ -5,6 +5,7 @@ Version n of the model answers n to every row.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -253,7 +254,23 @@ def test_a_registered_module_serves_as_the_page_shows(
     with torch.inference_mode():
         expected = shown["net"].eval()(torch.from_numpy(rows)).numpy()
     assert np.allclose(shown["endpoint"].predict({"measures": rows})["output"], expected, rtol=1e-5, atol=1e-6)
+    asked = answered(f"{deploy.serve_url()}/v2/models/net/infer")
+    with torch.inference_mode():
+        expected = shown["net"](torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])).numpy()
+    assert np.allclose(np.reshape(asked, (2, 2)), expected, rtol=1e-5, atol=1e-6)
     deploy.remove("net")
+
+
+def answered(url: str) -> list[float]:
+    """What the request on the page about endpoints is answered; it has the form that the page shows."""
+    page = (Path(__file__).parents[2] / "docs" / "endpoint.md").read_text()
+    (request,) = re.findall(r"--data-raw '\n(.*?)'\n", page, re.DOTALL)
+    (shown,) = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    expected, answer = json.loads(shown), httpx.post(url, content=request).json()
+    found = answer["outputs"][0].pop("data")
+    del expected["outputs"][0]["data"]
+    assert answer == expected
+    return list(found)
 
 
 def test_follows_an_alias_under_load_without_a_failure(url: str) -> None:
