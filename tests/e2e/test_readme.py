@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -41,6 +42,9 @@ def test_the_readme_runs_from_top_to_bottom(stranger: Stranger) -> None:
     assert "digits@2" in shown, "the job registered the second version"
     assert "[0 1 2]" in shown, "the first three rows of the data are a zero, a one and a two"
     assert shown.rstrip().endswith("stopped")
+    with (stranger.checkout / "answers.csv").open(newline="") as file:
+        answers = list(csv.DictReader(file))
+    assert sum(row["target"] == row["predicted_target"] for row in answers) > 0.9 * len(answers) > 150
     manifests = (stranger.kept / "artifacts/digits").glob("*/artifact.json")
     digests = [json.loads(manifest.read_text())["digest"] for manifest in manifests]
     assert len(digests) == 3
