@@ -211,18 +211,24 @@ def client_column(name: str, values: Any, spec: TensorSpec | None) -> Array:
     return _as_datatype(array, spec.datatype if spec else None, where)
 
 
+def _unusual(array: Array, where: str) -> RequestError:
+    """What to say of an array that has no datatype, or of objects that are not all texts."""
+    gaps = [row for row, value in enumerate(array) if value is None] if array.dtype == object else []
+    if not gaps:
+        return RequestError(
+            f"{where} holds values of {array.dtype}", expected="numbers, booleans or strings, not mixed"
+        )
+    more = f" and {len(gaps) - 1} more" if gaps[1:] else ""
+    return RequestError(
+        f"{where} has no value in row {gaps[0]}{more}", expected="a value in each row", remedy="Fill or drop those rows"
+    )
+
+
 def _as_datatype(array: Array, wanted: str | None, where: str) -> Array:
     """The array in that datatype, or in the one its dtype stands for, checked for what JSON cannot carry."""
     given = _DATATYPE_OF.get(array.dtype.newbyteorder("="))
-    if array.dtype == object and (gaps := [row for row, value in enumerate(array) if value is None]):
-        more = f" and {len(gaps) - 1} more" if len(gaps) > 1 else ""
-        raise RequestError(
-            f"{where} has no value in row {gaps[0]}{more}",
-            expected="a value in each row",
-            remedy="Fill or drop those rows",
-        )
     if given is None or (given == "BYTES" and not all(isinstance(value, str) for value in array.flat)):
-        raise RequestError(f"{where} holds values of {array.dtype}", expected="numbers, booleans or strings, not mixed")
+        raise _unusual(array, where)
     wanted = wanted or given
     if not _stands_for(given, wanted):
         raise RequestError(f"{where} holds {given}", expected=_accepted(wanted))

@@ -168,17 +168,10 @@ def test_a_version_computes_what_the_trained_module_computes(
         expected = module(rows)
         assert torch.equal(artifact.load(tmp_path).module(rows), expected)
         # As files written before the order was kept there: the signature has it.
-        document = json.loads((tmp_path / "model.json").read_text())
-        rewrite(tmp_path, json.dumps(document, sort_keys=True).encode())
+        document = json.loads((tmp_path / artifact.MODEL).read_text())
+        (tmp_path / artifact.MODEL).write_text(json.dumps(document, sort_keys=True))
+        relist(tmp_path, artifact.MODEL)
         assert torch.equal(artifact.load(tmp_path).module(rows), expected)
-
-
-def rewrite(folder: Path, document: bytes) -> None:
-    """Another model.json, with its sum."""
-    (folder / "model.json").write_bytes(document)
-    manifest = json.loads((folder / "artifact.json").read_text())
-    manifest["sha256"]["model.json"] = hashlib.sha256(document).hexdigest()
-    (folder / "artifact.json").write_text(json.dumps(manifest))
 
 
 def test_values_a_model_cannot_take_are_refused(trained: Callable[[str], Trained], tmp_path: Path) -> None:
@@ -340,9 +333,7 @@ def flip(file: Path) -> None:
 def forge(folder: Path) -> None:
     """Another model.json, with a manifest that fits it but for the digest."""
     edit(folder / artifact.MODEL, '"unknown": "bucket"', '"unknown": "refuse"')
-    manifest = json.loads((folder / artifact.MANIFEST).read_text())
-    manifest["sha256"][artifact.MODEL] = hashlib.sha256((folder / artifact.MODEL).read_bytes()).hexdigest()
-    (folder / artifact.MANIFEST).write_text(json.dumps(manifest))
+    relist(folder, artifact.MODEL)
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {

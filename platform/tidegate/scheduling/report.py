@@ -55,7 +55,7 @@ class Report:
     def explain(self) -> str:
         """In words: a line for each holder, then the queue, then the last decisions."""
         lines = [self._now()]
-        lines += [f"  {holder.kind:<8} {holder.name}: {_has(holder)}" for holder in self.holders if _has(holder)]
+        lines += [f"  {holder.kind:<8} {holder.name}: {has}" for holder in self.holders if (has := _has(holder))]
         lines += [f"{place}. in the queue: {name}" for place, name in enumerate(self.queue, start=1)]
         lines += [str(event) for event in self.events[-EVENTS:]]
         return "\n".join(lines + ([self.trouble] if self.trouble else []))
