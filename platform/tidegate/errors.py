@@ -73,11 +73,37 @@ class RequestError(TidegateError):
     http_status = 400
 
 
+class AccessError(TidegateError):
+    """A request without a key, or with one that does not open what it asks for."""
+
+    code = "access"
+    http_status = 403
+
+
 class UnavailableError(TidegateError):
-    """A service that is not ready to answer: loading, overloaded or gone."""
+    """A service that is not ready to answer: loading, overloaded or gone.
+
+    `retry_after_s`: when to try again, where the service said so.
+    """
 
     code = "unavailable"
     http_status = 503
+
+    def __init__(
+        self, happened: str, *, expected: str = "", remedy: str = "", retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(happened, expected=expected, remedy=remedy)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (*super().__reduce__(), {"retry_after_s": self.retry_after_s})
+
+
+class LimitError(UnavailableError):
+    """More requests than the service takes of one who asks."""
+
+    code = "limit"
+    http_status = 429
 
 
 class ArtifactError(TidegateError):
@@ -112,7 +138,7 @@ class MissingError(ClusterError):
 
 
 class StorageError(TidegateError):
-    """A disk that is full, or may not be written to."""
+    """A disk that is full or may not be written to, or a file on it that is damaged."""
 
     code = "storage"
     http_status = 507

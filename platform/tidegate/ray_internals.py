@@ -6,10 +6,11 @@ works.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, cast
@@ -29,6 +30,7 @@ class Private(NamedTuple):
 
 RESIZE = "changing the number of workers of a run"
 SOONER = "starting a run's workers without processes that it does not need"
+DIRECT = "answering requests without Serve's wrapper around each (its slower way is taken)"
 SERVE_ANSWERS_S = 20.0
 _POLICIES = "ray.train.v2._internal.execution.scaling_policy"
 NAMES = {
@@ -36,6 +38,15 @@ NAMES = {
     "settings": Private("ray._raylet", "Config", "joining a cluster with another RAY_AUTH_MODE after Ray was imported"),
     "serve_alive": Private("ray.serve.context", "_check_cached_client_alive", "endpoints"),
     "serve_client": Private("ray.serve.context", "_get_global_client", "endpoints"),
+    "serve_logs": Private("ray.serve._private.logging_utils", "get_serve_logs_dir", "the access log of endpoints"),
+    "replica_http": Private("ray.serve._private.replica", "start_asgi_http_server", DIRECT),
+    "replica_grpc": Private("ray.serve._private.replica", "start_grpc_server", "answering over gRPC"),
+    "replica_internal": Private(
+        "ray.serve._private.replica", "add_port_to_grpc_server", "keeping the port between replicas on loopback"
+    ),
+    "replica_health": Private("ray.serve._private.replica", "Replica._dataplane_health_check", DIRECT),
+    "request_metadata": Private("ray.serve._private.common", "RequestMetadata", DIRECT),
+    "request_protocol": Private("ray.serve._private.common", "RequestProtocol", DIRECT),
     "elastic_policy": Private(f"{_POLICIES}.elastic", "ElasticScalingPolicy", RESIZE),
     "resize_decision": Private(_POLICIES, "ResizeDecision", RESIZE),
     "noop_decision": Private(_POLICIES, "NoopDecision", RESIZE),
@@ -151,6 +162,85 @@ def replica_stats(actor_names: list[str], timeout_s: float) -> dict[str, dict[st
         except ray.exceptions.RayActorError:
             continue  # died meanwhile; Serve replaces it
     return answers
+
+
+class ServeReplica:
+    """Serve's side of the replica that this process is."""
+
+    def __init__(self, replica: Any) -> None:
+        self._replica = replica
+        protocol = take("request_protocol").HTTP
+        self._request = take("request_metadata")("", "", is_direct_ingress=True, _request_protocol=protocol)
+
+    async def health(self) -> tuple[bool, str]:
+        """Whether requests should come here, and a word for it."""
+        healthy, message = await self._replica._dataplane_health_check()
+        return bool(healthy), str(message)
+
+    def ongoing(self, change: int) -> None:
+        """Tells Serve of a request that came (+1) or went (-1): it scales by their number and drains until it is 0."""
+        metrics = self._replica._metrics_manager
+        (metrics.inc_num_ongoing_requests if change > 0 else metrics.dec_num_ongoing_requests)(self._request)
+
+    @property
+    def host(self) -> str:
+        """The address that Serve has its replicas listen on."""
+        return str(self._replica._http_options.host)
+
+
+Listen = Callable[[ServeReplica, str, int], Awaitable[tuple["asyncio.Task[None]", Any]]]
+
+
+def replace_http_server(listen: Listen) -> None:
+    """In the process of a replica, before it is ready: `listen` opens the port that HAProxy sends its requests to.
+
+    It gets host and port, and returns the task that serves and an object whose `should_exit` ends it; raises OSError
+    for a port that is taken. Raises MissingError.
+    """
+    theirs = take("replica_http")
+    take("replica_health")
+
+    async def start(app: Any, options: Any, *, event_loop: Any, enable_so_reuseport: bool = False) -> Any:
+        if event_loop is not loop:
+            # The replica's code runs in a thread of its own, and so on another loop than this port would be served on.
+            return await theirs(app, options, event_loop=event_loop, enable_so_reuseport=enable_so_reuseport)
+        try:
+            return await listen(ServeReplica(app.__self__), options.host, options.port)
+        except OSError as error:
+            raise RuntimeError(f"cannot listen on {options.host}:{options.port}") from error
+
+    loop = asyncio.get_running_loop()
+    setattr(importlib.import_module(NAMES["replica_http"].module), NAMES["replica_http"].attribute, start)
+
+
+def keep_internal_port_on(host: str) -> None:
+    """In the process of a replica, before it is ready: where Serve's other processes reach it.
+
+    Serve listens for them on all addresses, and unpickles what comes there without asking who sent it.
+    """
+    theirs = take("replica_internal")
+
+    def add(server: Any, address: str) -> Any:
+        return theirs(server, f"{host}:{address.rpartition(':')[2]}")
+
+    setattr(importlib.import_module(NAMES["replica_internal"].module), NAMES["replica_internal"].attribute, add)
+
+
+def replace_grpc_server(listen: Listen) -> None:
+    """The same for the port of gRPC, where Serve has one. What `listen` returns has a coroutine `stop(grace)`."""
+    theirs = take("replica_grpc")
+
+    async def start(factory: Any, options: Any, *, event_loop: Any, enable_so_reuseport: bool = False) -> Any:
+        if event_loop is not loop:
+            return await theirs(factory, options, event_loop=event_loop, enable_so_reuseport=enable_so_reuseport)
+        replica = ServeReplica(factory.__self__)
+        try:
+            return await listen(replica, replica.host, options.port)
+        except OSError as error:
+            raise RuntimeError(f"cannot listen on {replica.host}:{options.port}") from error
+
+    loop = asyncio.get_running_loop()
+    setattr(importlib.import_module(NAMES["replica_grpc"].module), NAMES["replica_grpc"].attribute, start)
 
 
 @dataclass(frozen=True)
@@ -280,6 +370,11 @@ def logs_folder() -> str:
     except (MissingError, AttributeError) as error:
         _warn_once(str(error))
         return ""
+
+
+def serve_logs_folder() -> str:
+    """Where the replica that this process is has its log. Raises MissingError."""
+    return str(take("serve_logs")())
 
 
 def free_by_node() -> Mapping[str, Mapping[str, float]]:

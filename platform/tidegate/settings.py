@@ -35,7 +35,16 @@ TRACEBACK = Setting("TIDEGATE_TRACEBACK", "0", "1 shows the Python traceback of 
 RAY_LOGS = Setting("TIDEGATE_RAY_LOGS", "0", "1 lets Ray's own log lines through")
 LEDGER = Setting("TIDEGATE_LEDGER", "", "a directory: workers record every row they train on there (for audits)")
 TRACKING_URI = Setting("MLFLOW_TRACKING_URI", "", "an MLflow server to use instead of the SQLite file under home")
-SERVE_PORT = Setting("TIDEGATE_SERVE_PORT", "8000", "the port of 127.0.0.1 where endpoints answer")
+API_KEY = Setting("TIDEGATE_API_KEY", "", "the key that endpoints are asked with")
+SERVE_HOST = Setting("TIDEGATE_SERVE_HOST", "127.0.0.1", "the address where endpoints answer; beyond loopback: keys")
+SERVE_PORT = Setting("TIDEGATE_SERVE_PORT", "8000", "the port where endpoints answer")
+GRPC_PORT = Setting("TIDEGATE_GRPC_PORT", "9000", "the port where endpoints answer over gRPC")
+TLS_CERT = Setting("TIDEGATE_TLS_CERT", "", "a PEM file, certificate chain and private key: endpoints answer TLS alone")
+
+
+def serve_scheme() -> str:
+    """`https` where endpoints answer TLS."""
+    return "https" if TLS_CERT.text() else "http"
 
 
 def home() -> Path:

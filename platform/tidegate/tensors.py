@@ -1,7 +1,7 @@
-"""Tensors in the protocol's JSON form to numpy arrays and back.
+"""Tensors of requests and responses to numpy arrays and back.
 
-`item` is one entry of a request's `inputs` or a response's `outputs`; `where` names it in messages. What does not fit
-is a `RequestError`.
+`item` is one entry of a request's `inputs` or a response's `outputs`, `raw` its bytes where they travel in the binary
+form; `where` names it in messages. What does not fit is a `RequestError`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tidegate import binary
 from tidegate.errors import ArtifactError, RequestError
 from tidegate.signature import DATATYPES, MAX_AXES, TensorSpec, shown
 
@@ -26,13 +27,15 @@ _JSON_TYPES: dict[str, frozenset[type]] = {
     "f": frozenset({int, float}),
     "O": frozenset({str}),
 }
+_ONLY_BINARY = ("FP16", binary.BF16)
+_READABLE = frozenset({*DATATYPES, binary.BF16})
 _JSON_WORDS = {"b": "true or false", "i": "integers", "u": "integers", "f": "finite numbers", "O": "strings"}
 
 
-def read_input(item: dict[str, Any], spec: TensorSpec, max_rows: int) -> Array:
+def read_input(item: dict[str, Any], spec: TensorSpec, max_rows: int, raw: binary.Buffer | None = None) -> Array:
     """An input of a request, in the datatype and shape of the signature."""
     where = f'Input "{spec.name}"'
-    datatype = _datatype(item, where)
+    datatype = _datatype(item, where, is_binary=raw is not None)
     if not _stands_for(datatype, spec.datatype):
         raise RequestError(f"{where} has the datatype {datatype}", expected=_accepted(spec.datatype))
     shape = _shape(item, where)
@@ -41,29 +44,38 @@ def read_input(item: dict[str, Any], spec: TensorSpec, max_rows: int) -> Array:
             f"{where} has {shape[0]} rows", expected=f"at most {max_rows}", remedy="Send several requests"
         )
     target = _model_shape(shape, spec, where)
-    return _cast(_values(_flat(item, shape, where), datatype, where), spec.datatype, where).reshape(target)
+    return _cast(_given(item, datatype, shape, where, raw), spec.datatype, where).reshape(target)
 
 
-def read_output(item: dict[str, Any], where: str) -> Array:
+def read_output(item: dict[str, Any], where: str, raw: binary.Buffer | None = None) -> Array:
     """An output of a response, in the datatype and shape it states."""
-    datatype, shape = _datatype(item, where), _shape(item, where)
-    return _values(_flat(item, shape, where), datatype, where).reshape(shape)
+    datatype, shape = _datatype(item, where, is_binary=raw is not None), _shape(item, where)
+    return _given(item, datatype, shape, where, raw).reshape(shape)
 
 
-def _datatype(item: dict[str, Any], where: str) -> str:
+def _given(item: dict[str, Any], datatype: str, shape: tuple[int, ...], where: str, raw: binary.Buffer | None) -> Array:
+    if raw is None:
+        return _values(_flat(item, shape, where), datatype, where)
+    values = binary.read(raw, datatype, shape, where)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise _out_of_range(where, datatype)
+    return values
+
+
+def _datatype(item: dict[str, Any], where: str, *, is_binary: bool) -> str:
     datatype = item.get("datatype")
-    if not isinstance(datatype, str) or datatype not in DATATYPES:
+    if datatype in _ONLY_BINARY and not is_binary:
+        raise RequestError(f"{where} is {datatype}, which has no JSON form", remedy="Send it as FP32, or as bytes")
+    if not isinstance(datatype, str) or datatype not in _READABLE:
         raise RequestError(f"{where} has the datatype {shown(datatype)}", expected=f"one of {', '.join(DATATYPES)}")
-    if datatype == "FP16":
-        raise RequestError(f"{where} is FP16, which has no JSON form", remedy="Send it as FP32")
     return datatype
 
 
 def _stands_for(given: str, wanted: str) -> bool:
     if given == wanted:
         return True
-    kind = DATATYPES[wanted].kind
-    return (DATATYPES[given].kind in "iu" and kind in "iuf") or (DATATYPES[given].kind == kind == "f")
+    kind, have = DATATYPES[wanted].kind, DATATYPES["FP32" if given == binary.BF16 else given].kind
+    return (have in "iu" and kind in "iuf") or have == kind == "f"
 
 
 def _accepted(wanted: str) -> str:
@@ -109,7 +121,9 @@ def _same_order(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 def _flat(item: dict[str, Any], shape: tuple[int, ...], where: str) -> list[Any]:
     data = item.get("data")
     if not isinstance(data, list):
-        remedy = "Binary tensors are not accepted: send the values as JSON" if "data" not in item else ""
+        remedy = (
+            "" if "data" in item else "Give data, or binary_data_size and the header Inference-Header-Content-Length"
+        )
         raise RequestError(f"The data of {where} is {shown(data)}", expected="a list", remedy=remedy)
     if data and type(data[0]) is list:
         return _unnested(data, shape, where)
@@ -170,23 +184,47 @@ def _out_of_range(where: str, datatype: str) -> RequestError:
 
 
 def write(name: str, array: Array) -> dict[str, Any]:
-    """One tensor as orjson takes it: numbers as a flat array, text as a list."""
+    """One tensor as orjson takes it: numbers as a flat array, text as a list. Raises RequestError for FP16."""
+    if array.dtype == np.float16:
+        raise RequestError(f'"{name}" is FP16, which has no JSON form', remedy="Ask for it, or send it, as bytes")
     flat = np.ascontiguousarray(array).reshape(-1)
     data = flat.tolist() if flat.dtype.kind == "O" else flat
-    return {"name": name, "shape": list(array.shape), "datatype": _DATATYPE_OF[array.dtype], "data": data}
+    return {**described(name, array), "data": data}
+
+
+def described(name: str, array: Array) -> dict[str, Any]:
+    """One tensor without its values."""
+    return {"name": name, "shape": list(array.shape), "datatype": datatype_of(array)}
+
+
+def datatype_of(array: Array) -> str:
+    return _DATATYPE_OF[array.dtype]
 
 
 def model_output(array: Array | None, spec: TensorSpec, rows: int) -> Array:
-    """A model's answer, checked, in the datatype of the signature. Raises ArtifactError."""
+    """A model's answer, checked, in the datatype of the signature.
+
+    Raises ArtifactError; RequestError for numbers that are not finite, for a version that answers such to its example
+    is not served: it is these inputs that it has no answer to.
+    """
     if array is None:
         raise bad_output([spec.name], "nothing")
     wanted = (rows, *spec.shape[1:])
-    if array.ndim != len(wanted) or not all(want in (have, -1) for want, have in zip(wanted, array.shape, strict=True)):
-        raise bad_output([spec.name], f"the shape {list(array.shape)} where {[rows, *spec.shape[1:]]} belongs")
+    if array.shape != wanted and not _fits(array.shape, wanted):
+        raise bad_output([spec.name], f"the shape {list(array.shape)} where {list(wanted)} belongs")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise RequestError(
+            f'The model\'s answer "{spec.name}" to these inputs is not finite',
+            expected="inputs of the size that it was trained on",
+        )
     try:
         return _as_datatype(array, spec.datatype, "The output")
     except RequestError as error:
         raise bad_output([spec.name], f"what {spec.datatype} cannot hold ({error.happened})") from error
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(want in (have, -1) for want, have in zip(wanted, shape, strict=True))
 
 
 def bad_output(names: Sequence[str], what: str) -> ArtifactError:
@@ -226,14 +264,12 @@ def _unusual(array: Array, where: str) -> RequestError:
 
 def _as_datatype(array: Array, wanted: str | None, where: str) -> Array:
     """The array in that datatype, or in the one its dtype stands for, checked for what JSON cannot carry."""
-    given = _DATATYPE_OF.get(array.dtype.newbyteorder("="))
+    given = _DATATYPE_OF.get(array.dtype) or _DATATYPE_OF.get(array.dtype.newbyteorder("="))
     if given is None or (given == "BYTES" and not all(isinstance(value, str) for value in array.flat)):
         raise _unusual(array, where)
     wanted = wanted or given
     if not _stands_for(given, wanted):
         raise RequestError(f"{where} holds {given}", expected=_accepted(wanted))
-    if wanted == "FP16":
-        raise RequestError(f"{where} is FP16, which has no JSON form", remedy="Send it as FP32")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise RequestError(f"{where} holds NaN or infinity", expected="finite numbers, as JSON has no others")
+        raise RequestError(f"{where} holds NaN or infinity", expected="finite numbers")
     return _cast(array, wanted, where)

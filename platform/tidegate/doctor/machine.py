@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from tidegate import cluster_processes
-from tidegate.cluster import haproxy_binary
 from tidegate.doctor import listener
 from tidegate.doctor.finding import Finding, fine, warning, wrong
 from tidegate.errors import ClusterError
+from tidegate.haproxy import binary as haproxy_binary
 
 GIB = 2**30
 LITTLE_MEMORY = 2 * GIB

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tidegate.cluster_environment import NODE_FLAGS
+from tidegate.cluster_environment import NODE_FLAGS, NODE_PROGRAMS
 from tidegate.doctor.finding import Finding, fine, warning, wrong
 from tidegate.doctor.sight import Node
 
-SERVING = tuple(name for name in NODE_FLAGS if name.startswith(("RAY_SERVE", "RAY_TRAIN")))
+_SHOULD_BE = {**NODE_FLAGS, **NODE_PROGRAMS}
+SERVING = tuple(name for name in _SHOULD_BE if name.startswith(("RAY_SERVE", "RAY_TRAIN")))
 """Those that change what a cluster does; authentication is looked at by itself."""
 
 
@@ -26,7 +27,7 @@ def flags(nodes: Sequence[Node]) -> Finding:
 
 
 def _off(variables: Mapping[str, str]) -> list[str]:
-    return [f"{flag}={_quoted(NODE_FLAGS[flag])}" for flag in SERVING if flag not in variables]
+    return [f"{flag}={_quoted(_SHOULD_BE[flag])}" for flag in SERVING if flag not in variables]
 
 
 def _quoted(value: str) -> str:

@@ -105,6 +105,24 @@ def _endpoints() -> list[dict[str, Any]]:
     return [asdict(status) for status in api.endpoints()]
 
 
+def _add_key(key: dict[str, Any]) -> dict[str, Any]:
+    from tidegate import keys
+
+    return keys.to_json(keys.add(keys.from_json(key)))
+
+
+def _list_keys() -> list[dict[str, Any]]:
+    from tidegate import keys
+
+    return [keys.to_json(key) for key in keys.listed()]
+
+
+def _revoke_key(id: str) -> dict[str, Any]:
+    from tidegate import keys
+
+    return keys.to_json(keys.revoke(id))
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     "train": _train,
     "outcome": _outcome,
@@ -117,6 +135,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     "deploy": _deploy,
     "remove": _remove,
     "endpoints": _endpoints,
+    "add_key": _add_key,
+    "list_keys": _list_keys,
+    "revoke_key": _revoke_key,
 }
 
 

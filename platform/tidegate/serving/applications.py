@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from tidegate.serving.batching import MAX_WAITING
+from tidegate import settings
 from tidegate.serving.desired import Record
+from tidegate.serving.limits import MIB, Limits
+from tidegate.serving.targets import Target
+from tidegate.spec.endpoint import Access, Endpoint
 
 Application = dict[str, Any]
 
 ROOT = "tidegate"
 DEPLOYMENT = "replica"
 
-# Above what the batcher holds: the batcher refuses with 503, and Serve never keeps requests where nobody counts them.
-_MAX_ONGOING = 2 * MAX_WAITING
+# Serve never keeps requests where nobody counts them: it gives a replica twice what its queue holds, which refuses.
+_ONGOING_PER_QUEUED = 2
 # Serve averages load over this time and gets it this often from each replica; its defaults, 30 s and 10 s, would make a
 # short `up_after_s` meaningless.
 _LOOK_BACK_S = 2.0
@@ -30,22 +34,30 @@ def is_ours(application: str) -> bool:
     return application == ROOT or application.startswith(f"{ROOT}.")
 
 
-def endpoint_application(record: Record, runtime_env: Mapping[str, Any]) -> Application:
-    """The application of a record with a target.
-
-    The version is in `user_config` alone: a change of anything else than that and the replica bounds replaces replicas.
-    """
+def target_of(record: Record, *, is_loopback: bool) -> Target:
+    """What the replicas of a record with a target are to serve. `is_loopback`: only this machine reaches them."""
     endpoint, target = record.endpoint, record.target
     assert target is not None
+    return Target(
+        record.generation,
+        **vars(target),
+        batch=endpoint.batch.model_dump(mode="json"),
+        limits=asdict(_limits(endpoint)),
+        access=_access(endpoint.access, is_loopback),
+        log=endpoint.log.model_dump(mode="json"),
+    )
+
+
+def endpoint_application(record: Record, runtime_env: Mapping[str, Any], *, is_loopback: bool) -> Application:
+    """The application of a record. What its replicas serve is no part of it: any change but that of replica bounds
+    takes replicas out of the load balancer, or replaces them."""
+    endpoint = record.endpoint
     deployment = {
         "name": DEPLOYMENT,
-        "user_config": {
-            **vars(target),
-            "max_rows": endpoint.batch.max_rows,
-            "capacity": endpoint.capacity.model_dump(mode="json"),
-        },
+        # For the arbiter, who reads it in Serve's account of the deployment; a replica does nothing with it.
+        "user_config": {"capacity": endpoint.capacity.model_dump(mode="json")},
         "ray_actor_options": {"num_cpus": endpoint.replicas.cpu, "num_gpus": endpoint.replicas.gpu},
-        "max_ongoing_requests": _MAX_ONGOING,
+        "max_ongoing_requests": _ONGOING_PER_QUEUED * endpoint.limits.queue,
         # Where replicas must be replaced, new ones come before old ones go.
         "max_surge_percent": 100,
         **_scaling(record),
@@ -54,22 +66,40 @@ def endpoint_application(record: Record, runtime_env: Mapping[str, Any]) -> Appl
         name_of(endpoint.name),
         f"/v2/models/{endpoint.name}",
         "tidegate.serving.replica:build",
-        {"name": endpoint.name},
+        {"name": endpoint.name, **_args(is_loopback)},
         deployment,
         runtime_env,
     )
 
 
-def root_application(ready: Mapping[str, bool], runtime_env: Mapping[str, Any]) -> Application:
-    """The application at "/". `ready`: endpoint name -> whether it serves."""
+def _limits(endpoint: Endpoint) -> Limits:
+    given = endpoint.limits
+    return Limits(int(given.body_mb * MIB), given.rows, given.queue, given.timeout_s)
+
+
+def _access(access: Access, is_loopback: bool) -> dict[str, Any]:
+    """Without tenants, who is on this machine needs no key: whoever reaches the socket could as well read the files."""
+    tenants = {
+        name: {"rate": tenant.requests_per_s, "burst": tenant.allowance or 1.0, "concurrent": tenant.concurrent}
+        for name, tenant in access.tenants.items()
+    }
+    is_required = not access.public and (bool(tenants) or not is_loopback)
+    return {"is_public": access.public, "is_required": is_required, "tenants": tenants}
+
+
+def root_application(runtime_env: Mapping[str, Any], *, is_loopback: bool) -> Application:
+    """The application at "/"."""
     deployment = {
         "name": DEPLOYMENT,
-        "user_config": {"ready": dict(ready)},
         "ray_actor_options": {"num_cpus": 0},
-        "max_ongoing_requests": _MAX_ONGOING,
+        "max_ongoing_requests": _ONGOING_PER_QUEUED * Limits.queue,
         "num_replicas": 1,
     }
-    return _application(ROOT, "/", "tidegate.serving.root:build", {}, deployment, runtime_env)
+    return _application(ROOT, "/", "tidegate.serving.root:build", _args(is_loopback), deployment, runtime_env)
+
+
+def _args(is_loopback: bool) -> dict[str, Any]:
+    return {"home": str(settings.home()), "is_loopback": is_loopback}
 
 
 def _scaling(record: Record) -> dict[str, Any]:
@@ -93,7 +123,7 @@ def _application(
     name: str,
     prefix: str,
     import_path: str,
-    args: dict[str, str],
+    args: dict[str, Any],
     deployment: dict[str, Any],
     runtime_env: Mapping[str, Any],
 ) -> Application:

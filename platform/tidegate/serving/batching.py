@@ -1,6 +1,10 @@
 """Natural batching: requests that arrive while the model computes are answered together in the next pass.
 
-No timer and no target size: an idle model answers at once, a busy one gets fuller batches by itself.
+No timer: an idle model answers at once, a busy one gets fuller batches by itself. How full they may get is learned: a
+pass takes at most half of the latency target, for a request waits for the pass before its own. The rows of a pass grow
+by a step while passes keep within that and shrink by a factor when one does not (additive increase, multiplicative
+decrease: Crankshaw et al., "Clipper", NSDI 2017, section 4.3). Where a single row takes longer than that, small passes
+would gain nothing: there a pass may take twice as long as a row.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,110 +25,165 @@ Rows = dict[str, NDArray[np.generic]]
 """Named arrays whose first axis is rows, all with the same number of them."""
 
 Predict = Callable[[Rows], Rows]
+Done = Callable[["Rows | Exception"], None]
+OnPass = Callable[[int, float], None]
+"""Told of each pass: its rows and how many seconds it took."""
 
-MAX_WAITING = 256
 QUICK_S = 1e-3
 """A model that answers within this is asked on the event loop itself: handing over to a thread would cost as much."""
 SLOW_S = 20 * QUICK_S
 RECENT_PASSES = 8
+STEP_ROWS = 2
+BACK_OFF = 0.8
 
 
-@dataclass(frozen=True, eq=False)
-class _Request:
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A request's place in the queue."""
+
     inputs: Rows
     num_rows: int
     kind: tuple[tuple[str, object, tuple[int, ...]], ...]
-    answer: asyncio.Future[Rows]
+    done: Done
+    arrived: float
+    started: float = 0.0
+    """When its pass began; both are `time.perf_counter()`."""
+    share_s: float = 0.0
+    """Its part of the time that its pass took, by rows."""
+    is_cancelled: bool = field(default=False, init=False)
 
 
 class Batcher:
     """Answers concurrent requests with as few calls of `predict` as natural batching gives.
 
     `predict` never runs twice at once. It runs in one thread of its own, so that a slow model does not block the event
-    loop; once it has shown to be quick (see QUICK_S) it runs on the loop. A batcher belongs to one event loop; `submit`
-    is called from that loop only.
+    loop; once it has shown to be quick (see QUICK_S) it runs on the loop. A batcher belongs to one event loop; all of
+    its methods are called from that loop, and so is `done`.
     """
 
-    def __init__(self, predict: Predict, max_rows: int, *, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self,
+        predict: Predict,
+        max_rows: int,
+        *,
+        max_waiting: int = 256,
+        target_s: float | None = None,
+        on_pass: OnPass | None = None,
+    ) -> None:
         self._predict = predict
-        self._max_rows = max_rows
+        self.max_rows = max_rows
         self._max_waiting = max_waiting
-        self._waiting: deque[_Request] = deque()
+        self._target_s = target_s
+        self._single_s = 0.0
+        self._on_pass = on_pass
+        self._rows: float = max_rows
+        self._waiting: deque[Ticket] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
-        self._runner: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._is_running = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_PASSES)
 
-    async def submit(self, inputs: Rows) -> Rows:
-        """The model's outputs for `inputs`, row by row in their order.
+    @property
+    def num_waiting(self) -> int:
+        """Requests that no pass has taken yet."""
+        return len(self._waiting)
 
-        Raises `UnavailableError` when the queue is full, and whatever `predict` raises for this request.
+    @property
+    def pass_rows(self) -> int:
+        """The rows that a pass takes at most, as learned."""
+        return max(1, int(self._rows))
+
+    def submit(self, inputs: Rows, done: Done) -> Ticket:
+        """Has `done` called with the model's outputs for `inputs`, row by row in their order, or what it raised.
+
+        Raises `UnavailableError` when the queue is full.
         """
         if len(self._waiting) >= self._max_waiting:
             raise UnavailableError(f"{self._max_waiting} requests are waiting already", remedy="try again later")
-        loop = asyncio.get_running_loop()
-        request = _Request(inputs, _num_rows(inputs), _kind(inputs), loop.create_future())
-        self._waiting.append(request)
-        if self._runner is None:
-            self._runner = loop.create_task(self._run())
-        try:
-            return await request.answer
-        except asyncio.CancelledError:
-            if request in self._waiting:
-                self._waiting.remove(request)
-            raise
+        ticket = Ticket(inputs, _num_rows(inputs), _kind(inputs), done, time.perf_counter())
+        self._waiting.append(ticket)
+        if not self._is_running:
+            self._is_running = True
+            self._idle.clear()
+            # Not at once: what has arrived by now is read first and joins the batch.
+            self._loop.call_soon(self._next)
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody waits for this answer any more: `done` is not called. A pass that runs is not stopped."""
+        ticket.is_cancelled = True
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
 
     async def close(self) -> None:
         """Answers what is waiting, then frees the thread. No `submit` afterwards."""
-        while self._runner is not None:
-            await asyncio.wait([self._runner])
+        await self._idle.wait()
         self._thread.shutdown(wait=False)
 
-    async def _run(self) -> None:
-        try:
-            while self._waiting:
-                if self._is_quick(1):
-                    # Requests that have arrived by now are read first and join the batch.
-                    await asyncio.sleep(0)
-                batch = self._take()
-                if not batch:
-                    continue  # whoever asked has gone meanwhile
-                outcomes = await self._answers([request.inputs for request in batch])
-                for request, outcome in zip(batch, outcomes, strict=True):
-                    _resolve(request.answer, outcome)
-        finally:
-            self._runner = None
+    def _next(self) -> None:
+        batch, rows = self._take()
+        if not batch:
+            self._is_running = False
+            self._idle.set()
+            return
+        requests = [ticket.inputs for ticket in batch]
+        if self._is_quick(rows):
+            self._finish(batch, rows, self._timed(requests))
+        else:
+            future = self._loop.run_in_executor(self._thread, self._timed, requests)
+            future.add_done_callback(lambda future: self._finish(batch, rows, future.result()))
+
+    def _finish(self, batch: list[Ticket], rows: int, answered: tuple[list[Rows | Exception], float]) -> None:
+        outcomes, seconds = answered
+        self._learn(rows, seconds)
+        self._loop.call_soon(self._next)
+        for ticket, outcome in zip(batch, outcomes, strict=True):
+            ticket.share_s = seconds * ticket.num_rows / rows
+            if not ticket.is_cancelled:
+                ticket.done(outcome)
 
     def _is_quick(self, num_rows: int) -> bool:
         """Whether recent passes say that so many rows are answered at once: at most twice what was quick before."""
         quick = [rows for rows, seconds in self._recent if seconds < QUICK_S]
         return len(self._recent) == RECENT_PASSES and bool(quick) and num_rows <= 2 * max(quick)
 
-    async def _answers(self, requests: list[Rows]) -> list[Rows | Exception]:
-        if self._is_quick(sum(map(_num_rows, requests))):
-            return self._timed(requests)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._timed, requests)
-
-    def _timed(self, requests: list[Rows]) -> list[Rows | Exception]:
+    def _timed(self, requests: list[Rows]) -> tuple[list[Rows | Exception], float]:
         started = time.perf_counter()
-        outcomes = self._compute(requests)
-        seconds = time.perf_counter() - started
+        return self._compute(requests), time.perf_counter() - started
+
+    def _learn(self, rows: int, seconds: float) -> None:
         if seconds > SLOW_S:
             # Not only more rows make a pass slow (longer texts do): what was quick has to show it anew, in the thread.
             self._recent.clear()
-        self._recent.append((sum(map(_num_rows, requests)), seconds))
-        return outcomes
+        self._recent.append((rows, seconds))
+        # More rows than that are one large request: no choice of the batcher's.
+        if self._target_s is not None and rows <= self.pass_rows:
+            if rows == 1:
+                self._single_s = 0.8 * self._single_s + 0.2 * seconds if self._single_s else seconds
+            if seconds > max(self._target_s / 2, 2 * self._single_s):
+                self._rows = max(1.0, rows * BACK_OFF)
+            elif rows == self.pass_rows:
+                self._rows = min(float(self.max_rows), self._rows + STEP_ROWS)
+        if self._on_pass is not None:
+            self._on_pass(rows, seconds)
 
-    def _take(self) -> list[_Request]:
-        """The next requests in order of arrival: whole ones, alike in types and inner shapes, within `max_rows`."""
-        batch: list[_Request] = []
-        num_rows = 0
+    def _take(self) -> tuple[list[Ticket], int]:
+        """The next requests in order of arrival, whole ones alike in types and inner shapes, and their rows.
+
+        No more than `pass_rows`, unless the first alone has more.
+        """
+        batch: list[Ticket] = []
+        num_rows, most, now = 0, self.pass_rows, time.perf_counter()
         while self._waiting:
-            request = self._waiting[0]
-            if batch and (num_rows + request.num_rows > self._max_rows or request.kind != batch[0].kind):
+            ticket = self._waiting[0]
+            if batch and (num_rows + ticket.num_rows > most or ticket.kind != batch[0].kind):
                 break
+            ticket.started = now
             batch.append(self._waiting.popleft())
-            num_rows += request.num_rows
-        return batch
+            num_rows += ticket.num_rows
+        return batch, num_rows
 
     def _compute(self, requests: list[Rows]) -> list[Rows | Exception]:
         try:
@@ -138,19 +197,10 @@ class Batcher:
     def _passes(self, inputs: Rows) -> Rows:
         """`predict` on at most `max_rows` rows at a time."""
         num_rows = _num_rows(inputs)
-        if num_rows <= self._max_rows:
+        if num_rows <= self.max_rows:
             return _checked(self._predict(inputs), num_rows)
-        starts = range(0, num_rows, self._max_rows)
-        return _concatenate([self._passes(_slice(inputs, start, start + self._max_rows)) for start in starts])
-
-
-def _resolve(answer: asyncio.Future[Rows], outcome: Rows | Exception) -> None:
-    if answer.done():
-        return
-    if isinstance(outcome, Exception):
-        answer.set_exception(outcome)
-    else:
-        answer.set_result(outcome)
+        starts = range(0, num_rows, self.max_rows)
+        return _concatenate([self._passes(_slice(inputs, start, start + self.max_rows)) for start in starts])
 
 
 def _num_rows(arrays: Rows) -> int:
@@ -158,7 +208,7 @@ def _num_rows(arrays: Rows) -> int:
 
 
 def _kind(inputs: Rows) -> tuple[tuple[str, object, tuple[int, ...]], ...]:
-    return tuple((name, array.dtype, array.shape[1:]) for name, array in inputs.items())
+    return tuple([(name, array.dtype, array.shape[1:]) for name, array in inputs.items()])
 
 
 def _slice(arrays: Rows, start: int, stop: int) -> Rows:
@@ -172,6 +222,8 @@ def _concatenate(parts: list[Rows]) -> Rows:
 
 
 def _split(outputs: Rows, sizes: list[int]) -> list[Rows]:
+    if len(sizes) == 1:
+        return [outputs]
     ends = np.cumsum(sizes).tolist()
     return [_slice(outputs, end - size, end) for end, size in zip(ends, sizes, strict=True)]
 

@@ -19,6 +19,9 @@ from tidegate.spec.endpoint import Endpoint
 ACTOR_NAME = "tidegate-deployer"
 NAMESPACE = "tidegate"
 
+# What a driver may have set and the node of the deployer not.
+_CARRIED = (settings.TRACKING_URI, settings.SERVE_HOST, settings.SERVE_PORT, settings.GRPC_PORT)
+
 _POLL_S = 0.2
 # A busy registry may take 30 s to answer.
 _CALL_TIMEOUT_S = 60.0
@@ -151,7 +154,7 @@ def _deployer() -> Any:
 
 def _environment() -> dict[str, str]:
     """Where things are kept, which the deployer must know as this driver does. Replicas are given paths."""
-    names = (settings.TRACKING_URI.name, settings.SERVE_PORT.name)
+    names = tuple(setting.name for setting in _CARRIED)
     return {settings.HOME.name: str(settings.home())} | {
         name: os.environ[name] for name in names if os.environ.get(name)
     }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from ipaddress import ip_address
 from typing import Any
 
 import ray
@@ -17,7 +18,7 @@ from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from tidegate import ray_internals, registry, settings, store
 from tidegate.errors import TidegateError
-from tidegate.serving import desired
+from tidegate.serving import desired, ledger_actor, targets
 from tidegate.serving.applications import (
     ROOT,
     Application,
@@ -25,15 +26,17 @@ from tidegate.serving.applications import (
     is_ours,
     name_of,
     root_application,
+    target_of,
 )
 from tidegate.serving.desired import LOGGER, Failure, Record
 from tidegate.serving.status import EndpointStatus, answers_ready, failure_of, serves, summary, view
 from tidegate.spec.endpoint import Endpoint
 
-HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 _IDLE_S = 2.0
 _BUSY_S = 0.2
 _STATS_TIMEOUT_S = 2.0
+_ANY_SERVICE = "ray.serve.generated.serve_pb2_grpc.add_RayServeAPIServiceServicer_to_server"
 _LEAVING = ("DEPLOY_FAILED", "DELETING")
 
 
@@ -57,6 +60,7 @@ class Deployer:
         self._notes: dict[str, str] = {}
         self._details: dict[str, Any] = {}
         self._trouble = ""
+        self._published: dict[str, Any] = {}
         self._runtime_env = _shared_runtime_env(ray.get_runtime_context().runtime_env)
         self._wake = threading.Event()
         threading.Thread(target=self._run, name="reconcile", daemon=True).start()
@@ -119,10 +123,18 @@ class Deployer:
 
     def _reconcile(self) -> None:
         if not ray_internals.serve_is_running():
-            serve.start(http_options={"host": HOST, "port": int(settings.SERVE_PORT.text())})
+            serve.start(
+                http_options={"host": settings.SERVE_HOST.text(), "port": int(settings.SERVE_PORT.text())},
+                # Serve speaks gRPC when it is given a service. Replicas of ours bring their own: any will do that
+                # all of Serve's processes can import.
+                grpc_options={"port": int(settings.GRPC_PORT.text()), "grpc_servicer_functions": [_ANY_SERVICE]},
+            )
         for record in self._all():
             self._follow(record)
+        if any(record.endpoint.access.tenants for record in self._all()):
+            ledger_actor.ensure()
         self._details = ray_internals.serve_details()
+        self._publish()
         wanted = self._wanted()
         if _form(wanted) != _form(_deployed(self._details, ours=True)):
             LOGGER.info("Applying %s.", ", ".join(sorted(application["name"] for application in wanted)))
@@ -157,35 +169,56 @@ class Deployer:
                     continue
                 self._retries.discard(record.endpoint.name)
             if record.target is not None:
-                wanted.append(endpoint_application(record, self._runtime_env))
+                wanted.append(endpoint_application(record, self._runtime_env, is_loopback=self._is_loopback()))
         if not _root_is_taken(applications):
-            ready = {record.endpoint.name: self._status(record).status in ("ready", "updating") for record in records}
-            wanted.append(root_application(ready, self._runtime_env))
+            wanted.append(root_application(self._runtime_env, is_loopback=self._is_loopback()))
         return wanted
+
+    def _publish(self) -> None:
+        """Tells the replicas what to serve, and the root of the endpoints."""
+        records = self._all()
+        documents = {
+            record.endpoint.name: asdict(target_of(record, is_loopback=self._is_loopback()))
+            for record in records
+            if record.target is not None
+        }
+        documents[targets.ROOT] = {
+            "endpoints": {record.endpoint.name: self._told(record) for record in records},
+            "keys_required": not self._is_loopback(),
+        }
+        for name, document in documents.items():
+            if self._published.get(name) != document:
+                targets.publish(name, document)
+        for name in self._published.keys() - documents.keys():
+            targets.withdraw(name)
+        self._published = documents
 
     def _judge(self, record: Record) -> None:
         """Ends a rollout that has come to its end, well or not."""
         assert record.rolling is not None
-        application = endpoint_application(record, self._runtime_env)
-        config = application["deployments"][0]["user_config"]
-        seen = view(self._details["applications"].get(application["name"]))
+        if record.endpoint.name in self._retries:
+            return  # what Serve says is still of the deploy before
+        config = asdict(target_of(record, is_loopback=self._is_loopback()))
+        seen = view(self._details["applications"].get(name_of(record.endpoint.name)))
         stats = ray_internals.replica_stats(list(seen.running), _STATS_TIMEOUT_S)
         message = failure_of(seen, stats, config)
         if message is not None:
             LOGGER.error("Endpoint %s: %s does not serve: %s", record.endpoint.name, record.rolling.ref, message)
             self._replace(record, record.failed(message))
         elif serves(seen, stats, config, record.endpoint.replicas.min):
-            self._confirm(record, application)
+            self._confirm(record)
 
-    def _confirm(self, record: Record, application: Application) -> None:
+    def _confirm(self, record: Record) -> None:
         """Ends a rollout once the endpoint also answers over HTTP, which is a moment after its replicas do."""
         assert record.rolling is not None
         name, options = record.endpoint.name, self._details["http_options"]
         host, port = _reachable(options["host"]), options["port"]
-        if answers_ready(host, port, application, record.rolling.version):
+        if answers_ready(host, port, name, record.rolling.version):
             LOGGER.info("Endpoint %s serves %s.", name, record.rolling.ref)
             self._notes.pop(name, None)
             self._replace(record, record.settled())
+            # The root is to tell of it at once.
+            self._wake.set()
         else:
             self._notes[name] = (
                 f"the replicas are ready, but {host}:{port} does not answer for them: see Serve's proxy log"
@@ -196,6 +229,21 @@ class Deployer:
         seen = view(self._details.get("applications", {}).get(name_of(name)))
         url = f"{base_url(self._details)}/v2/models/{name}"
         return summary(record, seen, url, self._notes.get(name, "") or self._trouble)
+
+    def _told(self, record: Record) -> dict[str, Any]:
+        """What the root says of an endpoint to whoever asks."""
+        status = self._status(record)
+        ready = status.status in ("ready", "updating")
+        return {
+            "ready": ready,
+            "version": status.version,
+            "message": "" if ready else status.message or status.status,
+            "public": record.endpoint.access.public,
+        }
+
+    def _is_loopback(self) -> bool:
+        """Whether only this machine reaches the endpoints."""
+        return is_loopback(self._details["http_options"]["host"])
 
     def _all(self) -> list[Record]:
         with self._lock:
@@ -216,12 +264,22 @@ class Deployer:
 
 def base_url(details: Mapping[str, Any]) -> str:
     """Where this cluster's Serve answers; what it will be when Serve has not started."""
-    options = details.get("http_options") or {"host": HOST, "port": int(settings.SERVE_PORT.text())}
-    return f"http://{_reachable(options['host'])}:{options['port']}"
+    options = details.get("http_options") or {
+        "host": settings.SERVE_HOST.text(),
+        "port": int(settings.SERVE_PORT.text()),
+    }
+    return f"{settings.serve_scheme()}://{_reachable(options['host'])}:{options['port']}"
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _reachable(host: str) -> str:
-    return HOST if host in ("0.0.0.0", "::", "") else host
+    return LOOPBACK if host in ("0.0.0.0", "::", "") else host
 
 
 def _deployed(details: Mapping[str, Any], *, ours: bool) -> list[Application]:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tidegate import settings
+from tidegate import disk, settings
 from tidegate.registry import Version
 from tidegate.spec.endpoint import Endpoint
 
@@ -126,14 +124,7 @@ def load_all() -> dict[str, Record]:
 
 
 def save(record: Record) -> None:
-    """Writes the record so that a reader sees the old file or the new one, never a part."""
-    path = _path(record.endpoint.name)
-    text = json.dumps(record.to_json(), indent=2) + "\n"
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+    disk.write_whole(_path(record.endpoint.name), (json.dumps(record.to_json(), indent=2) + "\n").encode())
 
 
 def delete(name: str) -> None:

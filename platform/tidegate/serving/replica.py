@@ -1,140 +1,162 @@
-"""One copy of an endpoint: the ingress itself. It holds one loaded model version and speaks the protocol over ASGI.
+"""One copy of an endpoint: the ingress itself. It holds one loaded model version and answers the protocol's calls.
 
-The version travels in Serve's `user_config`. A new one is loaded beside the old one, checked, warmed up and then
-swapped in one assignment; requests already taken finish on the version they met.
+What to serve is in a file that it watches (targets.py). A new version is loaded beside the old one, checked, warmed up
+and then swapped in one assignment; requests already taken finish on the version they met.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
 
-from tidegate.errors import TidegateError, UnavailableError
-from tidegate.protocol import encode_response, metadata_body, parse_request, ready_body
-from tidegate.serving import asgi
+from tidegate import ray_internals, settings
+from tidegate.errors import ArtifactError, MissingError, RequestError, TidegateError
+from tidegate.protocol import InferRequest, checked_outputs
+from tidegate.serving.access_log import AccessLog
 from tidegate.serving.applications import DEPLOYMENT
+from tidegate.serving.asgi import App
 from tidegate.serving.batching import Batcher
+from tidegate.serving.exchange import LOGGER
+from tidegate.serving.gate import Access, Gate, KeyWatch
+from tidegate.serving.grpc_api import GrpcApi
+from tidegate.serving.http_api import HttpApi
+from tidegate.serving.inference import Inference, Loaded
+from tidegate.serving.ledger_actor import Renewal
+from tidegate.serving.limits import Limits
+from tidegate.serving.listener import take_ports
+from tidegate.serving.meter import Meter
+from tidegate.serving.quota import Quota
+from tidegate.serving.targets import WATCH_S, Target, Watch
+from tidegate.serving.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from tidegate.loaded import Model
-
-MAX_BODY_BYTES = 8 * 1024 * 1024
-MAX_REQUEST_ROWS = 1024
-
-
-@dataclass(frozen=True)
-class Target:
-    """What `user_config` asks a replica to serve."""
-
-    ref: str
-    version: int
-    path: str
-    digest: str
-    max_rows: int
-    capacity: dict[str, Any]
-    """For the arbiter, who reads it in Serve's account of the deployment; a replica does nothing with it."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A version that is ready to answer."""
-
-    target: Target
-    model: Model
-    batcher: Batcher
 
 
 class Replica:
     """The deployment's class; `build` wraps it as a Serve ingress."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._loaded: Loaded | None = None
+    def __init__(self, name: str, home: str, is_loopback: bool) -> None:
+        # Where keys are kept is where the endpoint was deployed from; this node may have been started with another.
+        os.environ[settings.HOME.name] = home
+        self._meter = Meter()
+        self._targets = Watch(name)
+        self._watch = KeyWatch()
+        self._watch.refresh()
+        quota = Quota(name, Renewal())
+        self._gate = Gate(name, self._watch, quota)
+        self._inference = Inference(name, self._meter, self._gate)
+        self._http = HttpApi(self._inference)
+        loop = asyncio.get_running_loop()
+        telemetry = Telemetry(name, self._meter).run(self._waiting, lambda: self._target.version if self._target else 0)
+        self._chores = [
+            loop.create_task(chore) for chore in (self._watch.run(), quota.run(), telemetry, self._follow())
+        ]
+        self._target: Target | None = None
         self._failed: dict[str, Any] | None = None
         self._loading = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
+        take_ports(self._http.handle, GrpcApi(self._inference).call, self._limits, is_loopback=is_loopback)
 
-    def __serve_build_asgi_app__(self) -> asgi.App:
-        return asgi.App(self._handle)
+    def __serve_build_asgi_app__(self) -> App:
+        return App(self._http.handle, self._limits)
 
-    async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Serves the version `config` names. Raises only when no version is served yet.
-
-        Serve stops a replica whose `reconfigure` raises, and its replacement would fail in the same way: the version
-        that serves well would be lost. So a failure is kept for `record_routing_stats` to tell, and the old one stays.
-        """
+    async def reconfigure(self, _: dict[str, Any]) -> None:
+        """Loads the first version: Serve calls this before it sends requests. Raises what stands in its way."""
         async with self._loading:
-            target = Target(**config)
-            try:
-                loaded = await self._prepare(target)
-            except Exception as error:
-                if self._loaded is None:
-                    raise
-                asgi.LOGGER.exception("Version %s does not load; %s stays.", target.ref, self._loaded.target.ref)
-                self._failed = {"config": config, "message": _sentence(error)}
-            else:
-                self._swap(loaded)
+            if self._target is None:
+                document = await asyncio.to_thread(self._targets.changed)
+                assert document is not None
+                target = Target(**document)
+                self._swap(target, await self._prepare(target))
+
+    async def _follow(self) -> None:
+        """Changes to what the file says, whenever that changes."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            async with self._loading:
+                if self._target is not None:
+                    await self._change()
+
+    async def _change(self) -> None:
+        """A failure is kept for `record_routing_stats` to tell, and the old version stays."""
+        try:
+            document = await asyncio.to_thread(self._targets.changed)
+            if document is None:
+                return
+            target = Target(**document)
+        except FileNotFoundError:
+            return  # the endpoint is being removed
+        except (OSError, ValueError, TypeError) as error:
+            LOGGER.warning("What to serve cannot be read, and stays as it is: %s", error)
+            return
+        try:
+            self._swap(target, await self._prepare(target))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the version that serves stays
+            LOGGER.exception("Version %s does not load; the one before stays.", target.ref)
+            self._failed = {"config": document, "message": _sentence(error)}
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """What this replica serves and what it failed to load: the deployer reads it to know how a rollout went."""
-        return {"serving": asdict(self._loaded.target) if self._loaded else None, "failed": self._failed}
+        return {"serving": asdict(self._target) if self._target else None, "failed": self._failed}
+
+    def _limits(self) -> Limits:
+        loaded = self._inference.loaded
+        return loaded.limits if loaded is not None else Limits()
+
+    def _waiting(self) -> int:
+        loaded = self._inference.loaded
+        return loaded.batcher.num_waiting if loaded is not None else 0
 
     async def _prepare(self, target: Target) -> Loaded:
-        if self._loaded is not None and self._loaded.target.digest == target.digest:
-            model = self._loaded.model
+        now = self._inference.loaded
+        if now is not None and self._target is not None and self._target.digest == target.digest:
+            model = now.model
         else:
             model = await asyncio.to_thread(load_checked, target)
-        return Loaded(target, model, Batcher(model.predict, target.max_rows))
+        limits = Limits(**target.limits)
+        target_ms = target.batch["latency_target_ms"]
+        batcher = Batcher(
+            model.predict,
+            target.batch["max_rows"],
+            max_waiting=limits.queue,
+            target_s=target_ms / 1000 if target_ms else None,
+            on_pass=self._meter.passed,
+        )
+        return Loaded(target.version, model, batcher, limits)
 
-    def _swap(self, loaded: Loaded) -> None:
-        old, self._loaded, self._failed = self._loaded, loaded, None
+    def _swap(self, target: Target, loaded: Loaded) -> None:
+        old, self._inference.loaded = self._inference.loaded, loaded
+        self._gate.set_access(Access(**target.access))
+        self._log_accesses(target.log["access_fraction"])
+        self._target, self._failed = target, None
         if old is not None:
             closing = asyncio.create_task(old.batcher.close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    async def _handle(self, scope: asgi.Scope, receive: asgi.Receive) -> bytes:
-        # The body comes first: from here on nothing waits until the request is in a batcher, so that no swap comes
-        # between choosing the version and asking it.
-        body = await asgi.read_body(scope, receive, MAX_BODY_BYTES) if scope["method"] == "POST" else b""
-        loaded, path = self._loaded, asgi.relative_path(scope)
-        if loaded is None:
-            raise UnavailableError(f"endpoint {self._name!r} is loading its model")
-        route = None if path is None else _route(path, loaded.target.version)
-        if route == "/infer":
-            asgi.require_method(scope, "POST")
-            return await self._infer(loaded, body)
-        if route == "":
-            asgi.require_method(scope, "GET")
-            return metadata_body(self._name, [str(loaded.target.version)], loaded.model.signature)
-        if route == "/ready":
-            asgi.require_method(scope, "GET")
-            return ready_body(True, self._name)
-        raise asgi.not_found(scope["path"])
-
-    async def _infer(self, loaded: Loaded, body: bytes) -> bytes:
-        signature = loaded.model.signature
-        request = parse_request(body, signature, max_rows=MAX_REQUEST_ROWS)
-        outputs = await loaded.batcher.submit(request.inputs)
-        return encode_response(self._name, str(loaded.target.version), signature, outputs, request)
+    def _log_accesses(self, fraction: float) -> None:
+        if self._inference.log is not None:
+            self._inference.log.fraction = fraction
+        elif fraction:
+            try:
+                folder = Path(ray_internals.serve_logs_folder())
+            except MissingError as error:
+                LOGGER.warning("%s", error)
+                return
+            name = self._inference.name
+            self._inference.log = AccessLog(folder / f"access_{name}_{os.getpid()}.jsonl", name, fraction)
 
 
 def _sentence(error: Exception) -> str:
     return str(error) if isinstance(error, TidegateError) else f"{type(error).__name__}: {error}"
-
-
-def _route(path: str, version: int) -> str | None:
-    """`path` without `/versions/<the loaded version>`. None for another version."""
-    if not path.startswith("/versions/"):
-        return path.rstrip("/") if path == "/" else path
-    number, _, rest = path.removeprefix("/versions/").partition("/")
-    return (f"/{rest}" if rest else "") if number == str(version) else None
 
 
 def load_checked(target: Target) -> Model:
@@ -144,9 +166,20 @@ def load_checked(target: Target) -> Model:
 
     started = time.monotonic()
     model = load(Path(target.path), target.digest, _device())
-    model.predict(model.example())
-    asgi.LOGGER.info("Loaded %s in %.2f s.", target.ref, time.monotonic() - started)
+    check_example(model)
+    LOGGER.info("Loaded %s in %.2f s.", target.ref, time.monotonic() - started)
     return model
+
+
+def check_example(model: Model) -> None:
+    """Asks the model one row. Raises ArtifactError for an answer that no client could be given."""
+    row = model.example()
+    try:
+        checked_outputs(model.predict(row), model.signature, InferRequest(row, None, ()))
+    except RequestError as error:
+        raise ArtifactError(
+            f"The model does not answer its own example: {error.happened}", remedy="Deploy another version"
+        ) from error
 
 
 def _device() -> str:
@@ -157,6 +190,8 @@ def _device() -> str:
     return "cuda" if given and torch.cuda.is_available() else "cpu"
 
 
-def build(args: dict[str, str]) -> serve.Application:
+def build(args: dict[str, Any]) -> serve.Application:
     """The Serve application of endpoint `args["name"]`. Named by import path in the declarative configuration."""
-    return serve.deployment(name=DEPLOYMENT)(serve.ingress()(Replica)).bind(args["name"])
+    return serve.deployment(name=DEPLOYMENT)(serve.ingress()(Replica)).bind(
+        args["name"], args["home"], args["is_loopback"]
+    )

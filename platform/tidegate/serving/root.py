@@ -2,62 +2,154 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from importlib import metadata
 from typing import Any
 
 import orjson
 from ray import serve
 
-from tidegate.errors import UnavailableError
-from tidegate.protocol import live_body, ready_body, server_body
-from tidegate.serving import asgi
+from tidegate import settings
+from tidegate.errors import RequestError, UnavailableError
+from tidegate.protocol import EXTENSIONS, live_body, models_body, ready_body, server_body
 from tidegate.serving.applications import DEPLOYMENT
+from tidegate.serving.asgi import App
+from tidegate.serving.exchange import LOGGER, Reply, Request, Response, no_endpoint, not_found, require_method
+from tidegate.serving.gate import KeyWatch
+from tidegate.serving.grpc_messages import message
+from tidegate.serving.limits import Limits
+from tidegate.serving.listener import take_ports
+from tidegate.serving.targets import ROOT, WATCH_S, Watch
 
 _MODELS = "/v2/models"
+_INDEX = "/v2/repository/index"
 
 
 class Root:
-    """The deployment's class. `user_config` tells it which endpoints there are and whether they serve."""
+    """The deployment's class. A file that it watches (targets.py) tells it of the endpoints."""
 
-    def __init__(self) -> None:
-        self._ready: dict[str, bool] = {}
+    def __init__(self, home: str, is_loopback: bool) -> None:
+        os.environ[settings.HOME.name] = home
+        self._endpoints: dict[str, dict[str, Any]] = {}
+        self._keys_required = True
+        self._watch = KeyWatch()
+        self._watch.refresh()
+        self._targets = Watch(ROOT)
+        loop = asyncio.get_running_loop()
+        self._chores = [loop.create_task(self._watch.run()), loop.create_task(self._follow())]
         self._version = _package_version()
+        take_ports(self.handle, self.call, Limits, is_loopback=is_loopback)
 
-    def __serve_build_asgi_app__(self) -> asgi.App:
-        return asgi.App(self._handle)
+    def __serve_build_asgi_app__(self) -> App:
+        return App(self.handle, Limits)
 
-    def reconfigure(self, config: dict[str, Any]) -> None:
-        self._ready = config["ready"]
+    async def _follow(self) -> None:
+        """Learns how the endpoints stand, whenever that changes."""
+        while True:
+            try:
+                document = await asyncio.to_thread(self._targets.changed)
+                if document is not None:
+                    self._endpoints, self._keys_required = document["endpoints"], document["keys_required"]
+            except (OSError, ValueError, KeyError) as error:
+                LOGGER.warning("How the endpoints stand cannot be read: %s", error)
+            await asyncio.sleep(WATCH_S)
 
-    async def _handle(self, scope: asgi.Scope, receive: asgi.Receive) -> bytes:
-        path: str = scope["path"].rstrip("/")
-        bodies = {
-            "/v2": lambda: server_body("tidegate", self._version),
+    def handle(self, request: Request, reply: Reply) -> None:
+        """An exchange.Handler."""
+        path = request.path.rstrip("/")
+        if path == _INDEX:
+            require_method(request, "POST")
+            reply(Response(HTTPStatus.OK, self._index(request)))
+            return
+        bodies: dict[str, Callable[[], bytes]] = {
+            "/v2": lambda: server_body("tidegate", self._version, EXTENSIONS),
             "/v2/health/live": live_body,
             "/v2/health/ready": self._all_ready,
-            _MODELS: self._models,
+            _MODELS: lambda: models_body(
+                {name: told["ready"] for name, told in self._seen_by(request.headers).items()}
+            ),
         }
         if path in bodies:
-            asgi.require_method(scope, "GET")
-            return bodies[path]()
+            require_method(request, "GET", "HEAD")
+            reply(Response(HTTPStatus.OK, bodies[path]()))
+            return
         if path.startswith(f"{_MODELS}/"):
-            raise self._no_endpoint(path.removeprefix(f"{_MODELS}/").partition("/")[0])
-        raise asgi.not_found(scope["path"])
+            name, _, asked = path.removeprefix(f"{_MODELS}/").partition("/")
+            raise self._no_endpoint(name) if asked == "ready" else self._no_answer(name, request.headers)
+        raise not_found(request.path)
 
-    def _models(self) -> bytes:
-        return orjson.dumps({"models": [{"name": name, "ready": ready} for name, ready in sorted(self._ready.items())]})
+    async def call(self, method: str, request: Any, headers: Mapping[bytes, bytes]) -> Any:
+        """A grpc_server.Call."""
+        answer = message(f"{method}Response")
+        if method == "ServerLive":
+            return answer(live=True)
+        if method == "ServerReady":
+            return answer(ready=all(told["ready"] for told in self._endpoints.values()))
+        if method == "ServerMetadata":
+            return answer(name="tidegate", version=self._version, extensions=EXTENSIONS)
+        if method == "RepositoryIndex":
+            return answer(models=self._listed(headers, only_ready=request.ready))
+        if method == "ModelReady":
+            return answer(ready=False)
+        raise self._no_answer(request.model_name if method == "ModelInfer" else request.name, headers)
+
+    def _seen_by(self, headers: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
+        """The endpoints that who asks may ask, by name. Raises HttpError 401."""
+        key = self._watch.key_of(headers, is_required=self._keys_required)
+        return {
+            name: told
+            for name, told in sorted(self._endpoints.items())
+            if key is None or told["public"] or key.may("predict", name)
+        }
+
+    def _index(self, request: Request) -> bytes:
+        return orjson.dumps(self._listed(request.headers, only_ready=_wants_ready(request.body)))
+
+    def _listed(self, headers: Mapping[bytes, bytes], *, only_ready: bool) -> list[dict[str, str]]:
+        return [
+            {
+                "name": name,
+                "version": str(told["version"] or ""),
+                "state": "READY" if told["ready"] else "UNAVAILABLE",
+                "reason": told["message"],
+            }
+            for name, told in self._seen_by(headers).items()
+            if told["ready"] or not only_ready
+        ]
 
     def _all_ready(self) -> bytes:
-        waiting = sorted(name for name, ready in self._ready.items() if not ready)
+        waiting = sorted(name for name, endpoint in self._endpoints.items() if not endpoint["ready"])
         if waiting:
             raise UnavailableError(f"not ready: {', '.join(waiting)}")
         return ready_body(True)
 
+    def _no_answer(self, name: str, headers: Mapping[bytes, bytes]) -> Exception:
+        """What is said of an endpoint's own paths. Raises HttpError 401 as the endpoint itself would."""
+        told = self._endpoints.get(name)
+        if told is not None and not told["public"]:
+            self._watch.key_of(headers, is_required=self._keys_required)
+        return self._no_endpoint(name)
+
     def _no_endpoint(self, name: str) -> Exception:
         """Requests to an endpoint come here only while Serve knows no replica of it."""
-        if name in self._ready:
+        if name in self._endpoints:
             return UnavailableError(f"endpoint {name!r} has no replica that is ready")
-        return asgi.no_endpoint(name)
+        return no_endpoint(name)
+
+
+def _wants_ready(body: bytes) -> bool:
+    if not body:
+        return False
+    try:
+        asked = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"The body is not JSON: {error}", expected='nothing, or {"ready": true}') from error
+    if not isinstance(asked, dict) or not isinstance(asked.get("ready", False), bool):
+        raise RequestError("The body is not usable", expected='nothing, or {"ready": true}')
+    return bool(asked.get("ready", False))
 
 
 def _package_version() -> str:
@@ -68,6 +160,6 @@ def _package_version() -> str:
         return "unknown"
 
 
-def build(args: dict[str, str]) -> serve.Application:
+def build(args: dict[str, Any]) -> serve.Application:
     """The Serve application at "/". Named by import path in the declarative configuration."""
-    return serve.deployment(name=DEPLOYMENT)(serve.ingress()(Root)).bind()
+    return serve.deployment(name=DEPLOYMENT)(serve.ingress()(Root)).bind(args["home"], args["is_loopback"])

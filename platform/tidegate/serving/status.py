@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import ssl
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Any
 
-from tidegate.serving.applications import DEPLOYMENT, Application
+from tidegate import settings
+from tidegate.serving.applications import DEPLOYMENT
 from tidegate.serving.desired import Record
 
 
@@ -42,21 +44,20 @@ class View:
     running: tuple[str, ...]
     num_updating: int
     num_starting: int
-    user_config: Any
 
     @property
     def num_answering(self) -> int:
         return len(self.running) + self.num_updating
 
 
-ABSENT = View("NOT_STARTED", "", (), 0, 0, None)
+ABSENT = View("NOT_STARTED", "", (), 0, 0)
 
 
 def view(application: Mapping[str, Any] | None) -> View:
     """`application`: one entry of `applications` in Serve's details, None when Serve has none of that name."""
     if application is None:
         return ABSENT
-    deployment = application["deployments"].get(DEPLOYMENT) or {"message": "", "replicas": [], "deployment_config": {}}
+    deployment = application["deployments"].get(DEPLOYMENT) or {"message": "", "replicas": []}
     states = [(replica["actor_name"], _text(replica["state"])) for replica in deployment["replicas"]]
     count = Counter(state for _, state in states)
     return View(
@@ -65,7 +66,6 @@ def view(application: Mapping[str, Any] | None) -> View:
         tuple(name for name, state in states if state == "RUNNING"),
         count["UPDATING"],
         len(states) - count["RUNNING"] - count["UPDATING"] - count["STOPPING"],
-        deployment["deployment_config"].get("user_config"),
     )
 
 
@@ -82,8 +82,8 @@ def reason(message: str) -> str:
 
 
 def failure_of(view: View, stats: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> str | None:
-    """Why the version in `config` does not serve, None while nothing is wrong with it."""
-    if view.user_config == config and view.status == "DEPLOY_FAILED":
+    """Why the target `config` is not served, None while nothing is wrong with it."""
+    if view.status == "DEPLOY_FAILED":
         return view.message
     for answer in stats.values():
         failed = answer["failed"]
@@ -93,24 +93,33 @@ def failure_of(view: View, stats: Mapping[str, Mapping[str, Any]], config: Mappi
 
 
 def serves(view: View, stats: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], at_least: int) -> bool:
-    """Whether every running replica serves the version in `config`, and enough are running."""
-    if view.status != "RUNNING" or view.user_config != config or len(view.running) < at_least:
+    """Whether every running replica serves the target `config`, and enough are running."""
+    if view.status != "RUNNING" or len(view.running) < at_least:
         return False
     if view.num_updating or view.num_starting:
         return False
     return all(name in stats and stats[name]["serving"] == config for name in view.running)
 
 
-def answers_ready(host: str, port: int, application: Application, version: int) -> bool:
+def answers_ready(host: str, port: int, name: str, version: int) -> bool:
     """Whether the endpoint answers as ready over HTTP: Serve knows a replica a moment before its proxy does."""
-    connection = http.client.HTTPConnection(host, port, timeout=2.0)
+    connection = _connection(host, port)
     try:
-        connection.request("GET", f"{application['route_prefix']}/versions/{version}/ready")
+        connection.request("GET", f"/v2/models/{name}/versions/{version}/ready")
         return connection.getresponse().status == HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()
+
+
+def _connection(host: str, port: int) -> http.client.HTTPConnection:
+    if settings.serve_scheme() == "http":
+        return http.client.HTTPConnection(host, port, timeout=2.0)
+    # To this cluster's own proxy, by an address that its certificate need not name; no secret is sent.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, port, timeout=2.0, context=context)
 
 
 def summary(record: Record, view: View, url: str, note: str) -> EndpointStatus:

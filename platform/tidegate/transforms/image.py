@@ -35,7 +35,7 @@ class ImageColumn:
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
             values, found = self._decoded(column)
         else:
-            values, found = to_numbers(_flat_lists(column), int(np.prod(self.shape)))
+            values, found = to_numbers(flat_lists(column), int(np.prod(self.shape)))
         outside = ~((values >= 0) & (values <= self.spec.max_value)).all(axis=1) & fits(found)
         found[outside] = f"a pixel lies outside 0..{self.spec.max_value:g}"
         return fixed_lists(values.astype(np.float32)), found
@@ -116,7 +116,7 @@ def _opened(data: bytes) -> Image:
         return Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF", "BMP", "WEBP"))
 
 
-def _flat_lists(column: pa.Array) -> pa.Array:
+def flat_lists(column: pa.Array) -> pa.Array:
     """Lists of lists of numbers as lists of numbers. Rows that are not rectangular show by their count."""
     if not (is_list(column.type) and is_list(column.type.value_type)):
         return column

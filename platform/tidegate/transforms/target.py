@@ -50,6 +50,7 @@ class TargetTransform:
         self.column, self.state = column, state
         self.classes: list[str] = state.get("classes", [])
         self._codes = {name: code for code, name in enumerate(self.classes)}
+        self._labels = labels(self.classes)
 
     @property
     def is_category(self) -> bool:
@@ -96,5 +97,5 @@ class TargetTransform:
         if not self.is_category:
             return {self.column: self.unscaled(outputs.astype(np.float64)).astype(np.float32)}
         exponents = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        chosen = labels(self.classes)[outputs.argmax(axis=1)]
+        chosen = self._labels[outputs.argmax(axis=1)]
         return {self.column: chosen, "probabilities": exponents / exponents.sum(axis=1, keepdims=True)}
