@@ -73,7 +73,7 @@ def ask(spec: Spec, url: str) -> None:
     pixels, labels = test_rows(spec)
     with tg.Client(url) as client:
         answers = client.predict("digits", {"pixels": pixels})
-        body = encode_request({"pixels": pixels[:1].reshape(1, -1).astype(np.float32)})
+        body = encode_request({"pixels": pixels[:1].reshape(1, -1).astype(np.float32)}).content
     given = answers["label"]
     print(f"\nasked {url} about {len(labels)} test rows: {np.mean(given == labels):.1%} right")
     print("\n".join(picture(pixels[:ROWS_SHOWN])))

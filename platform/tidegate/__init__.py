@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         get_run,
         load_spec,
         predict,
+        predict_batch,
         register,
         remove,
         runs,
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
         train,
         versions,
     )
+    from tidegate.async_client import AsyncClient
     from tidegate.client import Client
     from tidegate.errors import TidegateError
     from tidegate.handle import Run
     from tidegate.registry import Version
+    from tidegate.remote.keys import create_key, list_keys, revoke_key
     from tidegate.spec.endpoint import Endpoint
     from tidegate.spec.run import Spec
 
@@ -41,6 +44,7 @@ _HOMES = {
             "get_run",
             "load_spec",
             "predict",
+            "predict_batch",
             "register",
             "remove",
             "runs",
@@ -50,15 +54,18 @@ _HOMES = {
         ),
         "tidegate.api",
     ),
+    "AsyncClient": "tidegate.async_client",
     "Client": "tidegate.client",
     "Run": "tidegate.handle",
     "TidegateError": "tidegate.errors",
     "Version": "tidegate.registry",
+    **dict.fromkeys(("create_key", "list_keys", "revoke_key"), "tidegate.remote.keys"),
     "Endpoint": "tidegate.spec.endpoint",
     "Spec": "tidegate.spec.run",
 }
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "Deployed",
     "Endpoint",
@@ -68,13 +75,17 @@ __all__ = [
     "Version",
     "capacity_report",
     "connect",
+    "create_key",
     "deploy",
     "endpoints",
     "get_run",
+    "list_keys",
     "load_spec",
     "predict",
+    "predict_batch",
     "register",
     "remove",
+    "revoke_key",
     "runs",
     "set_alias",
     "train",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tidegate import connection, lifecycle, registration, registry, tracking
+from tidegate.async_client import AsyncClient
+from tidegate.batch import run as batches
+from tidegate.batch.run import Batch
 from tidegate.client import Client
 from tidegate.errors import ClusterError, SpecError
 from tidegate.handle import FoundRun, Loop, Run
@@ -28,6 +32,8 @@ from tidegate.transforms.base import Array
 if TYPE_CHECKING:
     from torch import nn
 
+_ASK_FAR = "tidegate.Client(url), with the address where its endpoints answer"
+
 
 @dataclass(frozen=True)
 class Deployed:
@@ -41,9 +47,15 @@ class Deployed:
 
     def predict(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Answers by output name, `[rows, ...]`, for columns of rows. Raises RequestError for rows that do not fit."""
-        _refuse_far("asking an endpoint", "tidegate.Client(url), with the address where its endpoints answer")
+        _refuse_far("asking an endpoint", _ASK_FAR)
         with Client(serving.serve_url()) as client:
             return client.predict(self.status.name, inputs)
+
+    async def apredict(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """As `predict`, for a coroutine. For many calls at once an AsyncClient of your own keeps its connections."""
+        _refuse_far("asking an endpoint", _ASK_FAR)
+        async with AsyncClient(await asyncio.to_thread(serving.serve_url)) as client:
+            return await client.predict(self.status.name, inputs)
 
 
 def connect(address: str | None = None) -> None:
@@ -137,10 +149,37 @@ def remove(endpoint: str) -> None:
 
 def predict(endpoint: str, inputs: Mapping[str, Any]) -> dict[str, Array]:
     """Ask an endpoint: answers by output name for columns of rows."""
-    _refuse_far("asking an endpoint", "tidegate.Client(url), with the address where its endpoints answer")
+    _refuse_far("asking an endpoint", _ASK_FAR)
     connect()
     with Client(serving.serve_url()) as client:
         return client.predict(endpoint, inputs)
+
+
+def predict_batch(
+    model: str | Version,
+    source: str | Path,
+    output: str | Path,
+    *,
+    workers: int = 1,
+    gpu: float = 0.0,
+    invalid: Literal["stop", "skip"] = "stop",
+    batch_rows: int = 64,
+    part_rows: int = 20_000,
+    white: float = 255.0,
+    say: Callable[[str], None] = print,
+    on_progress: Callable[[int, int], None] = lambda rows, total: None,
+) -> Batch:
+    """Ask a model version about all rows of a source: Parquet files in the folder `output`, a row for each, in order.
+
+    The answers are those of an endpoint with `batch.max_rows` at `batch_rows`. A row that the model refuses raises
+    DataError, which names it; with `invalid="skip"` it is written without answers and with the reason. The same call
+    again computes only the parts that are missing or damaged. `manifest.json` is written when all are there. `white` is
+    what a white pixel is to a model that was registered; to one that was trained here, it is what it was in training.
+    """
+    _refuse_far("batch inference", "jobs/predict.py, submitted as a job")
+    connect()
+    options = batches.Options(batch_rows, part_rows, invalid, white)
+    return batches.predict(model, source, output, options, workers=workers, gpu=gpu, say=say, on_progress=on_progress)
 
 
 def endpoints() -> list[EndpointStatus]:

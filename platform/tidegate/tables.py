@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,67 +36,49 @@ def read(path: Path) -> pa.Table:
 
 
 def check_output(path: Path) -> None:
-    """Raise DataError when `write` could not write there: better before the work than after it."""
+    """Raise DataError when nothing could be written there: better before the work than after it."""
     if path.suffix not in ENDINGS:
         raise DataError(f"{path} is of no known kind", expected=f"a file ending in {', '.join(ENDINGS)}")
     if not path.absolute().parent.is_dir():
         raise DataError(f"there is no folder {path.absolute().parent}", remedy="create it first")
 
 
-def write(table: pa.Table, path: Path) -> None:
-    """Write a whole file, of the kind its ending names. Raises DataError."""
-    check_output(path)
-    try:
-        _write(table, path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from None
+def answer_names(columns: Iterable[str], outputs: Iterable[str]) -> dict[str, str]:
+    """The column of each output: `predicted_<output>`, with a number where the table has one of that name."""
+    taken, names = set(columns), {}
+    for output in outputs:
+        wanted = f"{PREFIX}{output}"
+        numbered = (f"{wanted}_{number}" for number in count(2))
+        names[output] = wanted if wanted not in taken else next(name for name in numbered if name not in taken)
+        taken.add(names[output])
+    return names
 
 
-def _write(table: pa.Table, path: Path) -> None:
-    if path.suffix == ".parquet":
-        pa.parquet.write_table(table, str(path))
-    elif path.suffix == ".csv":
-        pa.csv.write_csv(_without_lists(table), str(path))
-    else:
-        path.write_text("".join(json.dumps(row, default=str) + "\n" for row in table.to_pylist()))
-
-
-def columns(table: pa.Table, names: Sequence[str], source: str) -> dict[str, list[Any]]:
-    """The named columns as lists. Raises DataError when one is missing."""
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise DataError(
-            f"{source} has no column {', '.join(missing)}", expected=f"the endpoint's inputs: {', '.join(names)}"
-        )
-    return {name: table.column(name).to_pylist() for name in names}
-
-
-def with_answers(table: pa.Table, answers: Mapping[str, Array]) -> pa.Table:
-    """The table with a column `predicted_<output>` for each output."""
+def with_answers(table: pa.Table, answers: Mapping[str, Array], names: Mapping[str, str]) -> pa.Table:
+    """The table with a column for each output, as `answer_names` names it."""
     for name, values in answers.items():
-        table = table.append_column(PREFIX + name, pa.array(np.asarray(values).tolist()))
+        table = table.append_column(names[name], arrow(values))
     return table
 
 
-def preview(table: pa.Table, outputs: Sequence[str], rows: int = 10) -> str:
-    """The answers of the first rows as JSON lines."""
-    shown = table.select([PREFIX + name for name in outputs]).slice(0, rows)
-    lines = [json.dumps({key: _rounded(value) for key, value in row.items()}) for row in shown.to_pylist()]
-    return "\n".join(
-        lines + ([f"... {table.num_rows - rows} more rows; use -o to keep them"] if table.num_rows > rows else [])
-    )
+def arrow(values: Array) -> pa.Array:
+    """An output as a column: lists for what has more than one value a row."""
+    if values.dtype.kind == "O":
+        return pa.array(values.tolist())
+    column = pa.array(np.ascontiguousarray(values).reshape(-1))
+    for size in reversed(values.shape[1:]):
+        offsets = np.arange(0, len(column) + 1, size, dtype=np.int32)
+        column = pa.ListArray.from_arrays(pa.array(offsets), column)
+    return column
+
+
+def preview(table: pa.Table, columns: Sequence[str]) -> str:
+    """Columns as JSON lines, rounded."""
+    rows = table.select(list(columns)).to_pylist()
+    return "\n".join(json.dumps({key: _rounded(value) for key, value in row.items()}, default=str) for row in rows)
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return round(value, 4) if isinstance(value, float) else value
-
-
-def _without_lists(table: pa.Table) -> pa.Table:
-    """CSV has no lists: they become JSON text."""
-    for index, field in enumerate(table.schema):
-        if pa.types.is_nested(field.type):
-            texts = pa.array([json.dumps(value, default=str) for value in table.column(index).to_pylist()])
-            table = table.set_column(index, field.name, texts)
-    return table

@@ -38,7 +38,7 @@ def up(cpus: int | None, gpus: int | None, port: int, auth: str) -> None:
     arbiter.ensure()
     click.echo(f"Ray           {local.address} (authentication: {local.auth})")
     click.echo(f"dashboard     {local.dashboard_url}")
-    click.echo(f"endpoints     {local.serve_url}/v2/models")
+    click.echo(f"endpoints     {local.serve_url}/v2/models, gRPC at {local.grpc_address}")
     click.echo('for Ray\'s own commands in this shell: eval "$(tidegate env)"')
 
 

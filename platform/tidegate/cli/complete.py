@@ -39,4 +39,16 @@ def _names(pattern: str) -> Completer:
     return complete
 
 
+def keys(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Ids of keys, and whose they are where the shell shows it."""
+    from tidegate import keys
+    from tidegate.errors import TidegateError
+
+    try:
+        found = keys.listed()
+    except TidegateError:
+        return []
+    return [CompletionItem(key.id, help=key.tenant) for key in found if key.id.startswith(begun)]
+
+
 runs, models, endpoints = _names("runs/*"), _names("artifacts/*"), _names("endpoints/*.json")

@@ -1,10 +1,9 @@
-"""`tidegate deploy`, `endpoints` and `predict`."""
+"""`tidegate deploy` and `endpoints`."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
@@ -66,36 +65,3 @@ def remove(name: str) -> None:
 
     api.remove(name)
     click.echo(f"removed {name}")
-
-
-@click.command(short_help="Ask an endpoint about the rows of a file.")
-@click.argument("endpoint", shell_complete=complete.endpoints)
-@click.argument("rows", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="Where to write (.parquet, .csv or .jsonl). Default: a few rows on the terminal.",
-)
-@click.option("--url", help="Where endpoints answer. Default: the local cluster.")
-def predict(endpoint: str, rows: Path, output: Path | None, url: str | None) -> None:
-    """Ask ENDPOINT about the ROWS of a file (Parquet, CSV or JSON lines); what was read comes back with the answers."""
-    from tidegate import cluster, connection, tables
-    from tidegate.client import Client
-    from tidegate.errors import ClusterError
-
-    if url is None and connection.is_far():
-        raise ClusterError("where the endpoints of that cluster answer is not known here", remedy="give it with --url")
-    if output is not None:
-        tables.check_output(output)
-    table = tables.read(rows)
-    local = cluster.current()
-    with Client(url or (local.serve_url if local else "http://127.0.0.1:8000")) as client:
-        wanted = [tensor.name for tensor in client.metadata(endpoint).signature.inputs]
-        answers = client.predict(endpoint, tables.columns(table, wanted, str(rows)))
-    result = tables.with_answers(table, answers)
-    if output is None:
-        click.echo(tables.preview(result, list(answers)))
-    else:
-        tables.write(result, output)
-        click.echo(f"wrote {result.num_rows} rows to {output}")

@@ -9,7 +9,21 @@ from collections.abc import Callable
 import click
 
 from tidegate import disk, settings
-from tidegate.cli import capacity, cluster, complete, doctor, endpoints, forward, logs, models, runs, spec
+from tidegate.cli import (
+    batch,
+    capacity,
+    cluster,
+    complete,
+    doctor,
+    endpoints,
+    forward,
+    keys,
+    logs,
+    models,
+    predict,
+    runs,
+    spec,
+)
 from tidegate.errors import StoppedError, TidegateError
 
 FORWARDED = ("status", "runs", "logs", "resize", "pause", "resume", "stop", "models", "endpoints", "capacity")
@@ -73,7 +87,9 @@ for command in (
     capacity.capacity,
     endpoints.deploy,
     endpoints.endpoints,
-    endpoints.predict,
+    predict.predict,
+    batch.batch,
+    keys.keys,
     complete.completion,
 ):
     tidegate.add_command(command)

@@ -44,6 +44,11 @@ def check(root: str, paths: Sequence[str]) -> None:
         )
 
 
+def has_classes(root: str, paths: Sequence[str]) -> bool:
+    """Whether every file lies in a folder that can be its class."""
+    return all(len(_relative(root, path)) > 1 for path in paths)
+
+
 def label(path: str) -> str:
     """The class of a file: the name of its folder."""
     return posixpath.basename(posixpath.dirname(path))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Protocol
@@ -115,7 +115,7 @@ class JsonLines:
 
     def names(self, filesystem: pafs.FileSystem, path: str) -> list[str]:
         with filesystem.open_input_stream(path) as stream:
-            return list({name: None for row in islice(_objects(stream), CHUNK_ROWS) for name in row})
+            return list({name: None for row in islice(objects(io.BufferedReader(stream)), CHUNK_ROWS) for name in row})
 
     def parts(self, filesystem: pafs.FileSystem, path: str) -> list[list[int] | None]:
         return [None]
@@ -124,16 +124,17 @@ class JsonLines:
         self, filesystem: pafs.FileSystem, path: str, part: list[int] | None, columns: list[str]
     ) -> Iterator[pa.Table]:
         with filesystem.open_input_stream(path) as stream:
-            objects = _objects(stream)
-            while rows := list(islice(objects, CHUNK_ROWS)):
+            found = objects(io.BufferedReader(stream))
+            while rows := list(islice(found, CHUNK_ROWS)):
                 yield pa.table({name: array([row.get(name) for row in rows]) for name in columns})
 
 
 FORMATS: dict[str, Format] = {"parquet": Parquet(), "csv": Csv(), "jsonl": JsonLines()}
 
 
-def _objects(stream: pa.NativeFile) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(io.BufferedReader(stream), 1):
+def objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The objects of JSON lines. Raises ValueError for a line that holds none."""
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 row = orjson.loads(line)
@@ -151,7 +152,7 @@ def array(values: list[Any]) -> pa.Array:
     except (pa.ArrowException, OverflowError):
         depths = [_depth(value) for value in values]
         depth = max(0, *depths)
-        return pa.array([_text(value) if at == depth else None for value, at in zip(values, depths, strict=True)])
+        return pa.array([as_text(value) if at == depth else None for value, at in zip(values, depths, strict=True)])
 
 
 def _depth(value: Any) -> int:
@@ -162,9 +163,10 @@ def _depth(value: Any) -> int:
     return -1 if len(inner) > 1 or -1 in inner else 1 + inner.pop()
 
 
-def _text(value: Any) -> Any:
+def as_text(value: Any) -> Any:
+    """A value of JSON as text, lists item by item; None stays."""
     if isinstance(value, list):
-        return [_text(item) for item in value]
+        return [as_text(item) for item in value]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if value is None or isinstance(value, str) else json.dumps(value)

@@ -49,8 +49,11 @@ class SourceFile:
     version: str = ""
 
 
-def listing(source: Source) -> list[SourceFile]:
-    """The files of a source, sorted by path. Raises DataError when there are none or they cannot be listed."""
+def listing(source: Source, *, needs_classes: bool = True) -> list[SourceFile]:
+    """The files of a source, sorted by path. Raises DataError when there are none or they cannot be listed.
+
+    With `needs_classes`, files of images or texts must lie in the folder of a class.
+    """
     try:
         filesystem, path = locate(source.path)
         files = sorted(_matching(filesystem, path, source), key=lambda file: str(file.path))
@@ -72,8 +75,8 @@ def listing(source: Source) -> list[SourceFile]:
         SourceFile(file.path, file.size or 0, file.mtime_ns or 0, version)
         for file, version in zip(files, versions, strict=True)
     ]
-    if source.resolved_format() in folders.CONTENT:
-        folders.check(_root(filesystem, path), [file.path for file in found])
+    if needs_classes and source.resolved_format() in folders.CONTENT:
+        folders.check(root_of(filesystem, path), [file.path for file in found])
     return found
 
 
@@ -151,7 +154,7 @@ class Reader:
 
     def __init__(self, source: Source, columns: list[str]) -> None:
         self.filesystem, path = locate(source.path)
-        self.kind, self.root, self.columns = source.resolved_format(), _root(self.filesystem, path), columns
+        self.kind, self.root, self.columns = source.resolved_format(), root_of(self.filesystem, path), columns
 
     def tables(self, pieces: list[Piece]) -> Iterator[pa.Table]:
         """The rows of these pieces, in order. Raises DataError for a file that cannot be read."""
@@ -215,7 +218,7 @@ def _fixed(path: str) -> str:
     return posixpath.dirname(re.split(r"[*?\[]", path, maxsplit=1)[0])
 
 
-def _root(filesystem: pafs.FileSystem, path: str) -> str:
+def root_of(filesystem: pafs.FileSystem, path: str) -> str:
     """The folder that a source's files lie in."""
     if _is_pattern(filesystem, path):
         return _fixed(path)

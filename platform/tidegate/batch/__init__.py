@@ -1,0 +1,1 @@
+"""Batch inference: a model version asked about all rows of a source, in parts that are written once each."""
