@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +73,4 @@ def quiet() -> None:
 
     from tidegate import connection
 
-    with warnings.catch_warnings():
-        # Ray Data's own defaults set values that it calls deprecated, once, when they are made.
-        warnings.filterwarnings("ignore", "`use_.*` is deprecated", DeprecationWarning)
-        connection.quiet()
+    connection.quiet()

@@ -5,6 +5,7 @@ Version n of the model answers n to every row.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -12,9 +13,8 @@ import re
 import signal
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,34 +26,20 @@ import ray
 import torch
 from ray.serve.schema import ServeDeploySchema
 
+import endpoint_page
+from listening import fallback_port, listening
 from local_ray import quiet
 from mutations import mutated
+from numbers_model import BODY, DAMAGED, register
 from ports import free_port
-from tidegate import artifact, cluster, connection, ray_internals, registry
-from tidegate.data.prepared import Prepared
+from tidegate import cluster, cluster_processes, connection, ray_internals, registry
 from tidegate.errors import ClusterError, NotFoundError
-from tidegate.models.build import build
 from tidegate.serving import deploy
 from tidegate.serving.status import EndpointStatus
 from tidegate.spec.endpoint import Endpoint, Replicas
-from tidegate.spec.run import Spec
+from waiting import wait_for
 
 pytestmark = pytest.mark.cluster
-
-DAMAGED = 3
-BODY = {"id": "7", "inputs": [{"name": "x", "datatype": "FP64", "shape": [2, 2], "data": [1, 2, 3, 4]}]}
-
-SPEC = Spec.model_validate(
-    {
-        "name": "numbers",
-        "data": {
-            "source": {"path": "numbers.parquet", "format": "parquet"},
-            "inputs": {"x": {"type": "number", "length": 2}},
-            "target": {"column": "y", "type": "number"},
-        },
-        "model": {"type": "linear"},
-    }
-)
 
 
 @pytest.fixture(scope="module", name="home")
@@ -82,19 +68,6 @@ def start() -> None:
     deploy.restore()
 
 
-def register(folder: Path, number: int) -> None:
-    column = {"type": "number", "length": 2, "missing": "refuse", "fill": [0, 0], "shift": [0, 0], "scale": [1, 1]}
-    target = {"column": "y", "state": {"type": "number", "mean": float(number), "deviation": 1.0}}
-    prepared = Prepared(folder, {"columns": {"x": column}, "target": target})
-    module = build(SPEC.model, prepared.features, prepared.target.num_outputs, seed=0)
-    weights = {name: torch.zeros_like(tensor) for name, tensor in module.state_dict().items()}
-    digest = artifact.write(folder, SPEC, prepared, weights)
-    version = registry.register("numbers", path=folder, digest=digest, run_id=f"run-{number}", metrics={}, lineage={})
-    assert version.number == number
-    if number == DAMAGED:
-        (folder / "weights.safetensors").write_bytes(b"no longer what was written")
-
-
 @pytest.fixture(name="url")
 def _url(home: Path) -> str:
     """An endpoint `numbers` on version 1."""
@@ -107,13 +80,6 @@ def _url(home: Path) -> str:
 
 def move_alias(number: int) -> None:
     registry.set_alias("numbers", "production", number, who="test", why="test")
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def infer(url: str) -> float:
@@ -258,6 +224,13 @@ def test_a_registered_module_serves_as_the_page_shows(
     with torch.inference_mode():
         expected = shown["net"](torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])).numpy()
     assert np.allclose(np.reshape(asked, (2, 2)), expected, rtol=1e-5, atol=1e-6)
+    shown_lines = endpoint_page.run(deploy.serve_url(), tmp_path).splitlines()
+    assert shown_lines[0].startswith("{'output': array([[")
+    assert shown_lines[1].startswith("('1',) ")
+    assert (shown_lines[2], shown_lines[-1]) == ("10", "300 0 1")
+    row = {"measures": rows[:1]}
+    answer = asyncio.run(shown["endpoint"].apredict(row))
+    assert np.allclose(answer["output"], shown["endpoint"].predict(row)["output"], rtol=1e-5, atol=1e-6)
     deploy.remove("net")
 
 
@@ -337,7 +310,12 @@ def test_a_killed_deployer_comes_back_and_goes_on(url: str) -> None:
 
 
 def test_other_peoples_applications_stay_and_cannot_remove_ours(url: str) -> None:
-    theirs = {"name": "theirs", "route_prefix": "/theirs", "import_path": "tidegate.serving.root:build"}
+    theirs = {
+        "name": "theirs",
+        "route_prefix": "/theirs",
+        "import_path": "tidegate.serving.root:build",
+        "args": {"home": os.environ["TIDEGATE_HOME"], "is_loopback": True},
+    }
     # Their deploy leaves ours out, which for Serve means to delete them.
     ray_internals.serve_apply(ServeDeploySchema.model_validate({"applications": [theirs]}))
     wait_for(lambda: answers(url, 1) and "theirs" in ray_internals.serve_details()["applications"])
@@ -346,6 +324,15 @@ def test_other_peoples_applications_stay_and_cannot_remove_ours(url: str) -> Non
     assert applications["theirs"]["status"] == "RUNNING"
     ours = [one["deployed_app_config"] for name, one in applications.items() if name != "theirs"]
     ray_internals.serve_apply(ServeDeploySchema.model_validate({"applications": ours}))
+
+
+def test_nothing_can_be_reached_from_elsewhere(url: str) -> None:
+    local = cluster.current()
+    assert local is not None
+    ports = listening({process.pid for process in cluster_processes.members(local.pid, local.temp_dir)})
+    assert any(30000 <= port < 31000 for port in ports)
+    # Serve's own fallback proxy for gRPC takes no other address; it answers for no endpoint.
+    assert {port for port, is_open in ports.items() if is_open} <= {fallback_port(local, "GRPC")}
 
 
 def test_endpoints_come_back_with_a_new_cluster(url: str) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -45,6 +46,14 @@ def test_the_readme_runs_from_top_to_bottom(stranger: Stranger) -> None:
     with (stranger.checkout / "answers.csv").open(newline="") as file:
         answers = list(csv.DictReader(file))
     assert sum(row["target"] == row["predicted_target"] for row in answers) > 0.9 * len(answers) > 150
+    batch = [
+        row
+        for path in sorted((stranger.checkout / "answers").glob("*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+    ]
+    assert [(row["alcohol"], str(row["predicted_target"])) for row in batch] == [
+        (row["alcohol"], row["predicted_target"]) for row in answers
+    ]
     manifests = (stranger.kept / "artifacts/digits").glob("*/artifact.json")
     digests = [json.loads(manifest.read_text())["digest"] for manifest in manifests]
     assert len(digests) == 3

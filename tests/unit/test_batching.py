@@ -48,16 +48,34 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
+async def ask(batcher: Batcher, inputs: Rows) -> Rows:
+    """What the batcher answers; cancelling this cancels the request."""
+    answer: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
+
+    def done(outcome: Rows | Exception) -> None:
+        if isinstance(outcome, Exception):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
+
+    ticket = batcher.submit(inputs, done)
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        batcher.cancel(ticket)
+        raise
+
+
 async def busy(model: Doubling, batcher: Batcher) -> asyncio.Task[Rows]:
     """Makes the model compute on one request, and returns when it does."""
     model.gate.clear()
-    first = asyncio.create_task(batcher.submit(rows(0)))
+    first = asyncio.create_task(ask(batcher, rows(0)))
     assert await asyncio.to_thread(model.entered.acquire, timeout=WAIT_S)
     return first
 
 
 async def submit_all(batcher: Batcher, *requests: Rows) -> list[asyncio.Task[Rows]]:
-    tasks = [asyncio.create_task(batcher.submit(request)) for request in requests]
+    tasks = [asyncio.create_task(ask(batcher, request)) for request in requests]
     await asyncio.sleep(0)
     return tasks
 
@@ -70,8 +88,8 @@ def test_an_idle_model_answers_at_once() -> None:
     async def test() -> None:
         model = Doubling()
         batcher = Batcher(model.predict, 4)
-        assert values(await batcher.submit(rows(1, 2))) == [2, 4]
-        assert values(await batcher.submit(rows(3))) == [6]
+        assert values(await ask(batcher, rows(1, 2))) == [2, 4]
+        assert values(await ask(batcher, rows(3))) == [6]
         await batcher.close()
         assert model.batches == [[1, 2], [3]]
         assert threading.get_ident() not in model.threads
@@ -111,7 +129,7 @@ def test_a_request_larger_than_a_pass_takes_several() -> None:
     async def test() -> None:
         model = Doubling()
         batcher = Batcher(model.predict, 3)
-        assert values(await batcher.submit(rows(*range(8)))) == [2 * value for value in range(8)]
+        assert values(await ask(batcher, rows(*range(8)))) == [2 * value for value in range(8)]
         await batcher.close()
         assert model.batches == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
@@ -158,8 +176,8 @@ def test_it_works_on_after_an_error() -> None:
         model = Doubling()
         batcher = Batcher(model.predict, 4)
         with pytest.raises(RequestError, match="negative"):
-            await batcher.submit(rows(-1))
-        assert values(await batcher.submit(rows(1))) == [2]
+            await ask(batcher, rows(-1))
+        assert values(await ask(batcher, rows(1))) == [2]
         await batcher.close()
 
     run(test)
@@ -206,10 +224,10 @@ def test_a_full_queue_refuses() -> None:
         first = await busy(model, batcher)
         tasks = await submit_all(batcher, rows(1), rows(2))
         with pytest.raises(UnavailableError, match="2 requests are waiting"):
-            await batcher.submit(rows(3))
+            await ask(batcher, rows(3))
         model.gate.set()
         assert [values(await task) for task in (first, *tasks)] == [[0], [2], [4]]
-        assert values(await batcher.submit(rows(3))) == [6]
+        assert values(await ask(batcher, rows(3))) == [6]
         await batcher.close()
 
     run(test)
@@ -233,7 +251,7 @@ def test_a_model_that_loses_rows_is_an_error_not_a_wrong_answer() -> None:
     async def test() -> None:
         batcher = Batcher(lambda inputs: {"y": inputs["x"][:-1]}, 4)
         with pytest.raises(RuntimeError, match="1 rows of 'y' for 2 rows"):
-            await batcher.submit(rows(1, 2))
+            await ask(batcher, rows(1, 2))
         await batcher.close()
 
     run(test)
@@ -248,18 +266,18 @@ def test_a_quick_model_is_asked_on_the_loop_and_a_slow_one_is_not() -> None:
         time.sleep(pause)
         return {"y": inputs["x"]}
 
-    async def ask(batcher: Batcher, times: int) -> None:
+    async def ask_often(batcher: Batcher, times: int) -> None:
         for number in range(times):
-            answer = await batcher.submit({"x": np.asarray([number])})
+            answer = await ask(batcher, {"x": np.asarray([number])})
             assert answer["y"].tolist() == [number]
 
     async def main() -> None:
         nonlocal pause
         batcher = Batcher(predict, max_rows=4)
-        await ask(batcher, 3 * RECENT_PASSES)
+        await ask_often(batcher, 3 * RECENT_PASSES)
         assert "MainThread" in threads
         pause = 2 * SLOW_S
-        await ask(batcher, 2 * RECENT_PASSES)
+        await ask_often(batcher, 2 * RECENT_PASSES)
         assert threads[-1].startswith("predict"), "it has become slow, and went back to its thread"
         await batcher.close()
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from tidegate import tracking
+from tidegate import keys, tracking
 from tidegate.cli.main import main
 from tidegate.cli.main import tidegate as command
 from tidegate.cli.runs import SETTLED_S, Resized, paused
-from tidegate.errors import ClusterError, ConflictError, NotFoundError, StoppedError, TidegateError
+from tidegate.errors import ClusterError, ConflictError, NotFoundError, SpecError, StoppedError, TidegateError
 from tidegate.training.progress import News, Phase, Progress
 
 TIDEGATE = str(Path(sys.executable).parent / "tidegate")
@@ -41,6 +43,7 @@ def tidegate(home: Path, *arguments: str, **variables: str) -> subprocess.Comple
         ["train"],
         ["models", "alias"],
         ["endpoints", "remove"],
+        ["keys", "create"],
         ["predict"],
         ["spec", "check"],
         ["spec", "init"],
@@ -104,6 +107,7 @@ def test_an_empty_home_says_what_to_do_next(tmp_path: Path) -> None:
     assert tidegate(tmp_path, "down").stdout.startswith("nothing to stop")
     assert tidegate(tmp_path, "models").stdout == "no models yet: tidegate train SPEC, or tidegate register WHAT\n"
     assert tidegate(tmp_path, "runs").stdout == "no runs yet: tidegate train SPEC\n"
+    assert tidegate(tmp_path, "keys").stdout == "no keys yet: tidegate keys create TENANT\n"
     missing = tidegate(tmp_path, "models", "show", "digits@3")
     assert missing.returncode == 2
     assert missing.stderr.startswith("error: no model 'digits'") or "digits" in missing.stderr
@@ -111,8 +115,8 @@ def test_an_empty_home_says_what_to_do_next(tmp_path: Path) -> None:
 
 def test_rows_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_bytes(b"rubbish")
-    assert "cannot be read" in tidegate(tmp_path, "predict", "digits", str(tmp_path / "rows.parquet")).stderr
-    assert "no known kind" in tidegate(tmp_path, "predict", "digits", str(tmp_path / "rows.txt")).stderr
+    assert "is no readable parquet" in tidegate(tmp_path, "predict", "digits", str(tmp_path / "rows.parquet")).stderr
+    assert "no known kind" in tidegate(tmp_path, "predict", "digits", str(tmp_path / "rows.xls")).stderr
 
 
 def test_where_answers_go_is_checked_first(tmp_path: Path) -> None:
@@ -217,6 +221,113 @@ def test_what_cannot_be_asked_is_said_at_once(
     assert isinstance(done.exception, error)
     assert said in str(done.exception)
     assert done.output == ""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return tmp_path
+
+
+def test_a_key_is_shown_once_and_only_there(home: Path) -> None:
+    done = CliRunner().invoke(command, ["keys", "create", "acme", "--endpoint", "net", "--expires-in", "90d"])
+    (key,) = keys.listed()
+    assert keys.read().find(done.stdout.strip()) == key
+    assert done.stdout.count("\n") == 1, "so that it can be taken by $(...)"
+    assert "it is not shown again" in done.stderr
+    assert done.stdout.strip() not in done.stderr
+    assert (key.scopes, key.endpoints, key.expires) == (("predict",), ("net",), key.created + timedelta(days=90))
+    for words in (["keys"], ["keys", "list"], ["keys", "list", "--json"]):
+        listed = CliRunner().invoke(command, words).output
+        assert key.id in listed
+        assert done.stdout.strip().removeprefix(f"tg_{key.id}_") not in listed
+        assert key.digest not in listed
+
+
+def test_keys_are_listed_and_revoked(home: Path) -> None:
+    made, _ = keys.create("acme", scopes=["predict", "deploy"], endpoints=["net", "digits"])
+    old, _ = keys.create("beta", expires_in=timedelta(microseconds=1))
+    heads, first, second = CliRunner().invoke(command, ["keys", "list"]).output.splitlines()
+    assert re.split(" {2,}", heads) == [
+        *("id", "tenant", "scopes", "endpoints", "created (UTC)", "expires (UTC)", "expired")
+    ]
+    created = made.created.isoformat()[:19]
+    assert re.split(" {2,}", first) == [made.id, "acme", "predict, deploy", "net, digits", created, "never", "no"]
+    assert re.split(" {2,}", second)[3] == "all"
+    assert re.split(" {2,}", second)[-1] == "yes"
+    one, two = json.loads(CliRunner().invoke(command, ["keys", "list", "--json"]).output)
+    assert (one["tenant"], one["endpoints"], one["expires"], one["expired"]) == ("acme", ["net", "digits"], None, False)
+    assert (two["id"], two["expired"], "digest" in two) == (old.id, True, False)
+    assert CliRunner().invoke(command, ["keys", "revoke", old.id]).output == f"revoked {old.id} of beta\n"
+    assert json.loads(CliRunner().invoke(command, ["keys", "revoke", made.id, "--json"]).output)["id"] == made.id
+    assert keys.listed() == []
+
+
+def test_a_key_as_json_is_read_by_programs(home: Path) -> None:
+    words = ["keys", "create", "acme", "--scope", "admin", "--scope", "deploy", "--json"]
+    told = json.loads(CliRunner().invoke(command, words).stdout)
+    found = keys.read().find(told["key"])
+    assert found is not None
+    assert (told["id"], told["scopes"], told["expires"]) == (found.id, ["admin", "deploy"], None)
+    assert "digest" not in told
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30m", 1800), ("12h", 43_200), ("90d", 7_776_000)])
+def test_how_long_a_key_lasts(home: Path, text: str, seconds: int) -> None:
+    CliRunner().invoke(command, ["keys", "create", "acme", "--expires-in", text])
+    (key,) = keys.listed()
+    assert key.expires == key.created + timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        *(
+            (["create", "acme", "--expires-in", text], SpecError, "30m, 12h, 90d")
+            for text in ("9", "d", "-1d", "1w", "90days", "")
+        ),
+        (["create", "acme", "--expires-in", "0d"], SpecError, "never opens anything"),
+        (["create", "acme", "--scope", "all"], SpecError, "one of predict, deploy, admin"),
+        (["create", "Acme"], SpecError, "tenant 'Acme'"),
+        (["create", "acme", "--endpoint", "a/b"], SpecError, "endpoint 'a/b'"),
+        (["revoke", "12345678"], NotFoundError, "no key '12345678'"),
+        (["revoke", "tg_12345678_secret"], SpecError, "the 8 hex digits after tg_"),
+    ],
+)
+def test_a_wrong_key_is_refused(home: Path, arguments: list[str], error: type[TidegateError], said: str) -> None:
+    done = CliRunner().invoke(command, ["keys", *arguments])
+    assert isinstance(done.exception, error)
+    assert said in str(done.exception)
+    assert "secret" not in str(done.exception)
+    assert done.output == ""
+    assert not (home / "keys.json").exists()
+
+
+def test_a_damaged_file_of_keys_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "keys.json").write_text("{")
+    for words in (["list"], ["create", "acme"], ["revoke", "12345678"]):
+        done = tidegate(tmp_path, "keys", *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert "keys.json is damaged" in done.stderr
+    words = {"COMP_WORDS": "tidegate keys revoke ", "COMP_CWORD": "3", "_TIDEGATE_COMPLETE": "bash_complete"}
+    completed = tidegate(tmp_path, **words)
+    assert (completed.stdout.strip(), completed.stderr) == ("", "")
+
+
+def test_keys_need_neither_ray_nor_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom click.testing import CliRunner\nfrom tidegate.cli.main import tidegate\n"
+        "done = CliRunner().invoke(tidegate, ['keys', 'create', 'acme'])\n"
+        "print(done.output[:3], 'ray' in sys.modules, 'torch' in sys.modules)"
+    )
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = {**inherited, "TIDEGATE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "tg_ False False\n", done.stderr
 
 
 @pytest.fixture
@@ -340,3 +451,8 @@ def test_a_shell_completes_the_names_that_there_are(shell: str, tmp_path: Path) 
     assert "_runs" not in (shown := completed("tidegate models show d"))
     assert "digits" in shown
     assert "endpoints" in completed("tidegate end")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIDEGATE_HOME", str(tmp_path / "kept"))
+        first, second = (keys.create(tenant)[0].id for tenant in ("acme", "beta"))
+    assert first in (shown := completed(f"tidegate keys revoke {first[:7]}"))
+    assert second not in shown

@@ -104,17 +104,6 @@ def test_gpus_are_counted_by_ray_unless_given(tmp_path: Path) -> None:
     assert "--num-gpus=0" in cluster_environment.start_command(tmp_path, Ports(), 8, 0)
 
 
-def test_haproxy_pages_are_bound_to_loopback(tmp_path: Path) -> None:
-    configuration = tmp_path / "a b.cfg"
-    configuration.write_text("frontend p\n    bind :9101\nfrontend h\n    bind *:8000\nlisten stats\n  bind *:8404\n")
-    cluster_environment.write_haproxy_wrapper(tmp_path, "/bin/echo", Ports())
-    command = [tmp_path / "haproxy", "-db", "-f", configuration, "-sf", "12"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert shown == f"-db -f {configuration} -sf 12\n"
-    binds = [line.strip() for line in configuration.read_text().splitlines() if "bind" in line]
-    assert binds == ["bind 127.0.0.1:9101", "bind *:8000", "bind 127.0.0.1:8404"]
-
-
 def test_stop_ends_marked_processes_and_their_descendants_only(tmp_path: Path) -> None:
     folder = str(tmp_path)
     # The child drops the mark and leaves the session, and ignores SIGTERM; the leader ends and orphans it.

@@ -16,7 +16,7 @@ import pytest
 
 import tidegate as tg
 from tidegate.cli.main import tidegate
-from tidegate.cluster_environment import NODE_FLAGS
+from tidegate.cluster_environment import NODE_FLAGS, NODE_PROGRAMS
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -40,7 +40,7 @@ def test_commands_of_the_pages_are_there(line: str) -> None:
 
 def test_flags_of_the_page_on_the_cluster_are_those_of_every_node() -> None:
     shown = [shlex.split(line)[1].split("=", 1) for line in SHELL if line.startswith("export RAY_")]
-    assert {name: value for name, value in shown if name != "RAY_ADDRESS"} == NODE_FLAGS
+    assert {name: value for name, value in shown if name != "RAY_ADDRESS"} == NODE_FLAGS | NODE_PROGRAMS
 
 
 def test_python_of_the_page_on_the_cluster_names_what_exists() -> None:

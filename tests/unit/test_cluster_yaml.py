@@ -10,7 +10,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from tidegate.cluster_environment import NODE_FLAGS
+from tidegate.cluster_environment import NODE_FLAGS, NODE_PROGRAMS
 
 PATH = Path(__file__).parents[2] / "cluster.yaml"
 
@@ -41,7 +41,8 @@ def test_ray_refuses_a_mistake(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
 def test_nodes_get_the_flags_of_a_local_cluster(config: dict[str, Any], commands: str) -> None:
     (start,) = [command for command in config[commands] if "ray start" in command]
-    assert exported(start) == NODE_FLAGS
+    # Of several nodes, replicas must reach each other.
+    assert exported(start) == NODE_FLAGS | NODE_PROGRAMS | {"TIDEGATE_SERVE_HOST": "0.0.0.0"}
 
 
 def test_groups(config: dict[str, Any]) -> None:

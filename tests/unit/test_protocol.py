@@ -92,32 +92,38 @@ def batches(draw: st.DrawFn) -> list[tuple[TensorSpec, np.ndarray[Any, Any]]]:
     return [draw(tensors(rows, name)) for name in "abc"[: draw(st.integers(1, 3))]]
 
 
-@given(batches(), st.booleans(), st.none() | st.text(max_size=4))
-@settings(deadline=None, max_examples=150)
+@given(batches(), st.booleans(), st.none() | st.text(max_size=4), st.booleans())
+@settings(deadline=None, max_examples=200)
 def test_a_request_survives_the_way_from_client_to_server(
-    batch: list[tuple[TensorSpec, np.ndarray[Any, Any]]], told: bool, id: str | None
+    batch: list[tuple[TensorSpec, np.ndarray[Any, Any]]], told: bool, id: str | None, as_json: bool
 ) -> None:
     signature = Signature(tuple(spec for spec, _ in batch), OUTPUTS)
-    body = protocol.encode_request({spec.name: array for spec, array in batch}, signature if told else None, id)
-    request = parse_request(body, signature, max_rows=4)
+    inputs = {spec.name: array for spec, array in batch}
+    body, length = protocol.encode_request(inputs, signature if told else None, id, as_json=as_json)
+    assert (length is None) == as_json
+    request = parse_request(body, signature, max_rows=4, header_length=length)
     assert_fits(request, signature, 4)
     assert request.id == id
     assert request.outputs == ("probability", "label")
+    assert request.binary == (frozenset() if as_json else {"probability", "label"})
     for spec, array in batch:
         np.testing.assert_array_equal(request.inputs[spec.name], array, strict=True)
 
 
-@given(batches(), st.none() | st.text(max_size=4))
-@settings(deadline=None, max_examples=150)
+@given(batches(), st.none() | st.text(max_size=4), st.sets(st.sampled_from("abc")))
+@settings(deadline=None, max_examples=200)
 def test_a_response_survives_the_way_from_server_to_client(
-    batch: list[tuple[TensorSpec, np.ndarray[Any, Any]]], id: str | None
+    batch: list[tuple[TensorSpec, np.ndarray[Any, Any]]], id: str | None, as_bytes: set[str]
 ) -> None:
     signature = Signature(OUTPUTS, tuple(spec for spec, _ in batch))
     rows = np.zeros((len(batch[0][1]), 2), dtype=np.float32)
-    request = InferRequest({"probability": rows}, id, ())
-    body = protocol.encode_response("m", "3", signature, {spec.name: array for spec, array in batch}, request)
-    answer = protocol.parse_response(body)
-    assert orjson.loads(body).get("id") == id
+    wanted = frozenset(as_bytes & {spec.name for spec, _ in batch})
+    request = InferRequest({"probability": rows}, id, (), wanted)
+    outputs = {spec.name: array for spec, array in batch}
+    body, length = protocol.encode_response("m", "3", signature, outputs, request)
+    assert (length is not None) == bool(wanted)
+    answer = protocol.parse_response(body, length)
+    assert orjson.loads(body[:length]).get("id") == id
     assert list(answer) == [spec.name for spec, _ in batch]
     for spec, array in batch:
         np.testing.assert_array_equal(answer[spec.name], array, strict=True)
@@ -323,7 +329,7 @@ def test_data_left_out_for_the_binary_form_is_refused_with_a_remedy() -> None:
     document = mixed_document()
     del document["inputs"][0]["data"]
     document["inputs"][0]["parameters"] = {"binary_data_size": 48}
-    with pytest.raises(RequestError, match="send the values as JSON"):
+    with pytest.raises(RequestError, match="Inference-Header-Content-Length"):
         parse_request(orjson.dumps(document), MIXED, max_rows=4)
 
 
@@ -404,7 +410,7 @@ GOOD = {"probability": np.full((2, 2), 0.5, np.float32), "label": np.array(["a",
 
 def test_a_response_holds_what_was_asked_for_in_that_order() -> None:
     request = InferRequest(ROWS.inputs, "i", ("label", "probability"))
-    body = orjson.loads(protocol.encode_response("m", "3", MIXED, GOOD, request))
+    body = orjson.loads(protocol.encode_response("m", "3", MIXED, GOOD, request).content)
     assert body == {
         "model_name": "m",
         "model_version": "3",
@@ -414,7 +420,8 @@ def test_a_response_holds_what_was_asked_for_in_that_order() -> None:
             {"name": "probability", "shape": [2, 2], "datatype": "FP32", "data": [0.5] * 4},
         ],
     }
-    only = orjson.loads(protocol.encode_response("m", None, MIXED, GOOD, InferRequest(ROWS.inputs, None, ("label",))))
+    request = InferRequest(ROWS.inputs, None, ("label",))
+    only = orjson.loads(protocol.encode_response("m", None, MIXED, GOOD, request).content)
     assert only.keys() == {"model_name", "outputs"}
     assert [output["name"] for output in only["outputs"]] == ["label"]
 
@@ -422,14 +429,12 @@ def test_a_response_holds_what_was_asked_for_in_that_order() -> None:
 def test_a_slice_of_a_batch_is_written_row_major() -> None:
     batch = np.arange(12, dtype=np.float32).reshape(2, 6).T
     body = protocol.encode_response("m", "1", MIXED, {**GOOD, "probability": batch[2:4]}, ROWS)
-    assert protocol.parse_response(body)["probability"].tolist() == batch[2:4].tolist()
+    assert protocol.parse_response(body.content)["probability"].tolist() == batch[2:4].tolist()
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("probability", np.array([[0.5, np.nan]] * 2, np.float32), "NaN or infinity"),
-        ("probability", np.full((2, 2), np.inf), "NaN or infinity"),
         ("probability", np.full((2, 2), 1e39), "a number that FP32 cannot"),
         ("probability", np.zeros((1, 2), np.float32), "the shape"),
         ("probability", np.zeros((2, 3), np.float32), "the shape"),
@@ -446,6 +451,12 @@ def test_a_wrong_answer_of_the_model_is_an_artifact_error(name: str, value: Any,
         protocol.encode_response("m", "1", MIXED, {**GOOD, name: value}, ROWS)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_inputs_that_the_model_has_no_finite_answer_to_are_the_clients_fault(value: float) -> None:
+    with pytest.raises(RequestError, match='"probability" to these inputs is not finite'):
+        protocol.encode_response("m", "1", MIXED, {**GOOD, "probability": np.array([[0.5, value]] * 2)}, ROWS)
+
+
 def test_a_request_is_cast_to_the_signature() -> None:
     inputs = {
         "image": np.arange(6, dtype=">f8").reshape(1, 3, 2).transpose(0, 2, 1),
@@ -454,7 +465,7 @@ def test_a_request_is_cast_to_the_signature() -> None:
         "flag": [True],
         "series": [[1, 2]],
     }
-    items = {item["name"]: item for item in orjson.loads(protocol.encode_request(inputs, MIXED))["inputs"]}
+    items = {item["name"]: item for item in orjson.loads(protocol.encode_request(inputs, MIXED).content)["inputs"]}
     assert {name: item["datatype"] for name, item in items.items()} == {s.name: s.datatype for s in MIXED.inputs}
     assert items["image"] == tensor("image", [1, 2, 3], "FP32", [0.0, 2.0, 4.0, 1.0, 3.0, 5.0])
     assert items["text"]["data"] == ["é"]

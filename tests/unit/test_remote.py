@@ -105,7 +105,9 @@ def test_an_outcome_and_news_travel_as_json() -> None:
 
 
 def test_every_call_of_the_client_is_one_of_the_entry() -> None:
-    source = "".join((ROOT / "platform" / "tidegate" / path).read_text() for path in ("api.py", "remote/run.py"))
+    source = "".join(
+        (ROOT / "platform" / "tidegate" / path).read_text() for path in ("api.py", "remote/run.py", "remote/keys.py")
+    )
     called = {part.partition('"')[0] for part in source.split('.call("')[1:]} | {"train"}
     assert called == set(entry.CALLS)
     with pytest.raises(ClusterError, match="same release on both sides"):
@@ -139,6 +141,17 @@ def test_commands_are_carried_out_far_away(name: str, monkeypatch: pytest.Monkey
     assert "no cluster answers at http://127.0.0.1:1" in str(done.exception)
     shown = CliRunner().invoke(shell, ["--address", "http://127.0.0.1:1", name, "--help"])
     assert shown.output.startswith("Usage: tidegate")
+
+
+@pytest.mark.parametrize("words", [["create", "acme"], ["list"], ["revoke", "12345678"]])
+def test_keys_are_those_of_the_cluster_far_away(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Carried out by calls: words that are forwarded, and what they print, stand in a job's log."""
+    monkeypatch.setattr(connection, "_far", None)
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    done = CliRunner().invoke(shell, ["--address", "http://127.0.0.1:1", "keys", *words])
+    assert isinstance(done.exception, ClusterError)
+    assert "no cluster answers at http://127.0.0.1:1" in str(done.exception)
+    assert done.output == ""
 
 
 def test_what_cannot_be_done_far_away_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

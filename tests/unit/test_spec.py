@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tidegate.errors import SpecError
 from tidegate.spec import document, run
 from tidegate.spec.base import Part
-from tidegate.spec.endpoint import Endpoint, wanted
+from tidegate.spec.endpoint import Endpoint, Tenant, wanted
 from tidegate.spec.run import Spec
 
 ROOT = Path(__file__).parents[2]
@@ -49,8 +49,11 @@ ENDPOINT = {
     "model": "digits@production",
     "replicas": {"min": 1, "max": 2, "cpu": 0.5, "gpu": 0.25},
     "autoscale": {"target_ongoing_requests": 8.0, "up_after_s": 2.0, "down_after_s": 60.0},
-    "batch": {"max_rows": 64},
+    "batch": {"max_rows": 64, "latency_target_ms": 25.0},
     "capacity": {"priority": 1, "headroom_replicas": 1},
+    "limits": {"body_mb": 8.0, "rows": 1024, "queue": 256, "timeout_s": 30.0},
+    "access": {"public": False, "tenants": {"acme": {"requests_per_s": 5.0, "burst": 10.0, "concurrent": 4}}},
+    "log": {"access_fraction": 0.5},
 }
 CARD = {"description": "digits", "licence": "Apache-2.0", "intended_use": "a test"}
 
@@ -208,6 +211,8 @@ def tied(path: tuple[Any, ...]) -> tuple[str, ...]:
         ("train.optimizer.type", "train.optimizer.momentum"),
         ("model.width", "model.heads"),
         ("publish.endpoint.replicas.min", "publish.endpoint.replicas.max"),
+        ("publish.endpoint.access.public", "publish.endpoint.access.tenants"),
+        tuple(f"publish.endpoint.access.tenants.acme.{key}" for key in ("requests_per_s", "burst")),
         ("data.target.column", "data.inputs"),
         ("data.target.type", *MEASURED),
         ("train.checkpoint.best", "train.early_stop.metric"),
@@ -279,7 +284,10 @@ def test_more_than_one_gpu_of_a_replica_is_a_whole_number() -> None:
     assert line == "publish.endpoint.replicas.gpu: 1.5 GPUs cannot be held; write a whole number, or less than 1"
 
 
-FREE = [("data", "inputs"), ("evaluate", "require"), ("train", "class_weights"), ("model", "args")]
+FREE = [
+    *(("data", "inputs"), ("evaluate", "require"), ("train", "class_weights"), ("model", "args")),
+    ("publish", "endpoint", "access", "tenants"),
+]
 """Mappings whose keys are names that a person chooses."""
 
 
@@ -404,6 +412,56 @@ def test_rules_across_keys() -> None:
     two = {"type": "text"}
     assert "model.type" in names("transformer", (("data", "inputs", "title"), two))
     assert "data.inputs.text.type" in names("mlp", (("data", "inputs", "text"), two))
+
+
+def test_a_public_endpoint_names_no_tenants() -> None:
+    assert refusal(changed(VALID["mlp"], ("publish", "endpoint", "access", "public"), True)) == [
+        f"publish.endpoint.access.{key}: a public endpoint asks nobody for a key, so it knows no tenants; "
+        "make public false, or name none"
+        for key in ("public", "tenants")
+    ]
+    assert refusal(changed(VALID["mlp"], ("publish", "endpoint", "access"), {"public": True})) == []
+
+
+ACME = ("publish", "endpoint", "access", "tenants", "acme")
+
+
+@pytest.mark.parametrize(
+    ("tenant", "allowance"),
+    [
+        ({}, None),
+        ({"concurrent": 2}, None),
+        ({"requests_per_s": 0.25}, 1.0),
+        ({"requests_per_s": 50}, 50.0),
+        ({"requests_per_s": 50, "burst": 1}, 1.0),
+        ({"requests_per_s": 0.25, "burst": 9.5}, 9.5),
+    ],
+)
+def test_what_a_tenant_may_ask_at_once(tenant: dict[str, Any], allowance: float | None) -> None:
+    assert document.parse(Tenant, tenant, source="here").allowance == allowance
+
+
+def test_a_burst_is_one_of_a_pace() -> None:
+    lines = refusal(changed(VALID["mlp"], ACME, {"burst": 9}))
+    assert [line.split(": ")[0] for line in lines] == [written((*ACME, "burst")), written((*ACME, "requests_per_s"))]
+    assert "set requests_per_s too, or leave burst out" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "least", "most", "beyond"),
+    [
+        ("body_mb", 1e-6, 1024, (0, -1, 1024.5)),
+        ("rows", 1, 1_000_000, (0, 1_000_001, 1.5)),
+        ("queue", 1, 100_000, (0, 100_001)),
+        ("timeout_s", 0.001, 3600, (0, 3600.5)),
+    ],
+)
+def test_limits_have_bounds(key: str, least: float, most: float, beyond: tuple[float, ...]) -> None:
+    path = ("publish", "endpoint", "limits", key)
+    for value in (least, most):
+        assert refusal(changed(VALID["mlp"], path, value)) == []
+    for value in beyond:
+        assert [line.split(": ")[0] for line in refusal(changed(VALID["mlp"], path, value))] == [written(path)]
 
 
 def read(tmp_path: Path, content: str | bytes, kind: type[Part] = Spec) -> Part:
