@@ -1,7 +1,8 @@
 """The program that Ray starts as HAProxy: it edits the configuration that Ray rendered, then becomes the real HAProxy.
 
 Ray's template has no settings for what is changed here. Ray starts this program anew at each reload, so it imports
-little; and whatever it cannot edit it leaves as Ray wrote it, because a plain HAProxy is better than none.
+little; and whatever it cannot edit it leaves as Ray wrote it, because a plain HAProxy is better than none. Except TLS:
+where that is asked for, nothing is served without it.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ class _NoPlace(Exception):
 
 
 def edited(config: str, options: Options) -> str:
-    """`config` as Tidegate wants it. Edits that found no place are named in comments at the top."""
+    """`config` as Tidegate wants it. Edits that found no place are named in comments at the top.
+
+    Raises ClusterError where that is TLS.
+    """
     if config.startswith(_MARK):
         return config
     sections = _split(config)
@@ -73,6 +77,11 @@ def edited(config: str, options: Options) -> str:
         try:
             edit(sections, options)
         except _NoPlace as missing:
+            if edit in (_tls_of_http, _tls_of_grpc):
+                raise ClusterError(
+                    f"HAProxy cannot be given {settings.TLS_CERT.name}: {missing}",
+                    remedy="use a version of Ray that this Tidegate was tested with",
+                ) from missing
             top.append(f"{_SKIPPED}{edit.__name__.strip('_').replace('_', ' ')}: {missing}")
     return "\n".join([*top, *(line for section in sections for line in section)]) + "\n"
 
@@ -242,9 +251,24 @@ def _route_lines(applications: Sequence[str]) -> Iterator[str]:
         yield f"http-request set-header application {_ROOT} if tidegate_service !tidegate_application"
 
 
+def _held_requests(sections: list[_Section], _: Options) -> None:
+    """Send what comes to an endpoint without replicas to our root, which holds it, in the place of Ray's own proxy.
+
+    The proxy would start a replica for whoever asks, and speaks no service of ours over gRPC.
+    """
+    for protocol in ("http", "grpc"):
+        root = next((section for section in sections if section[:1] == [f"backend {protocol}-{_ROOT}"]), [])
+        servers = [found[1] for line in root if (found := re.fullmatch(r"\s*server \S+ (\S+)(?!.* backup$).*", line))]
+        for section in sections:
+            if servers and section and section[0].startswith(f"backend {protocol}-{_ROOT}."):
+                section[:] = [
+                    re.sub(r"^(\s*server \S+) \S+(.* backup)$", rf"\1 {servers[0]}\2", line) for line in section
+                ]
+
+
 _EDITS = (
     *(_loopback_metrics, _loopback_stats, _defaults, _whole_requests, _timeouts, _errors, _not_found),
-    *(_tls_of_http, _tls_of_grpc, _grpc_routes),
+    *(_tls_of_http, _tls_of_grpc, _grpc_routes, _held_requests),
 )
 
 
@@ -267,7 +291,13 @@ def main(program: str = "") -> None:
     arguments = sys.argv[1:]
     for flag, value in pairwise(arguments):
         if flag == "-f":
-            _edit_file(value, Options(tls_cert=settings.TLS_CERT.text()))
+            options = Options(tls_cert=settings.TLS_CERT.text())
+            try:
+                _edit_file(value, options)
+            except (ClusterError, OSError, ValueError) as error:
+                if options.tls_cert:
+                    sys.exit(f"tidegate-haproxy: {error}; nothing is served without TLS")
+                print(f"tidegate-haproxy: {value} stays as Ray wrote it: {error}", file=sys.stderr)
     try:
         program = program or binary()
         os.execv(program, [program, *arguments])
@@ -276,18 +306,15 @@ def main(program: str = "") -> None:
 
 
 def _edit_file(path: str, options: Options) -> None:
-    try:
-        with open(path, encoding="utf-8") as file:
-            before = file.read()
-            mode = os.fstat(file.fileno()).st_mode
-        after = edited(before, options)
-        for line in after.splitlines():
-            if line.startswith(_SKIPPED):
-                print(f"tidegate-haproxy: {line.removeprefix('# ')}", file=sys.stderr)
-        if after != before:
-            _write(path, after, mode & 0o777)
-    except (OSError, ValueError) as error:
-        print(f"tidegate-haproxy: {path} stays as Ray wrote it: {error}", file=sys.stderr)
+    with open(path, encoding="utf-8") as file:
+        before = file.read()
+        mode = os.fstat(file.fileno()).st_mode
+    after = edited(before, options)
+    for line in after.splitlines():
+        if line.startswith(_SKIPPED):
+            print(f"tidegate-haproxy: {line.removeprefix('# ')}", file=sys.stderr)
+    if after != before:
+        _write(path, after, mode & 0o777)
 
 
 def _write(path: str, text: str, mode: int) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import grpc
+import httpx
 import pytest
 import ray
 
@@ -19,10 +21,11 @@ from local_ray import quiet
 from numbers_model import BODY, DAMAGED, register
 from ports import free_port
 from steady_load import Account, steady_load
-from tidegate import cluster, connection, ray_internals
+from tidegate import cluster, connection, keys, ray_internals
 from tidegate.errors import ClusterError
 from tidegate.serving import deploy
-from tidegate.spec.endpoint import Endpoint
+from tidegate.serving.grpc_messages import SERVICE, message
+from tidegate.spec.endpoint import Endpoint, Replicas
 
 pytestmark = pytest.mark.cluster
 wait_for = partial(waiting.wait_for, seconds=90.0)
@@ -135,6 +138,56 @@ def test_scaled_in_and_out(whole: str) -> None:
         more_answers(account)
     print(f"\nscaled in and out: {account}")
     assert account.failed == 0
+
+
+def test_the_only_replica_killed(whole: str) -> None:
+    """Requests wait for the next one."""
+    deploy.deploy(endpoint(replicas=1))
+    wait_for(lambda: len(running()) == 1)
+    with steady_load(whole, BODY) as account:
+        ((victim, pid),) = running().items()
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: victim not in running() and len(running()) == 1)
+        more_answers(account)
+    print(f"\nthe only replica killed: {account}")
+    assert account.failed == 0
+
+
+def test_asleep_and_woken(whole: str) -> None:
+    """With keys, so that not everybody wakes it."""
+    _, key = keys.create("acme")
+    asked = {"authorization": f"Bearer {key}"}
+
+    def sleeper(version: int) -> Endpoint:
+        awake = endpoint(version, autoscale={"down_after_s": 2}, access={"tenants": {"acme": {}}})
+        return awake.model_copy(update={"replicas": Replicas(min=0, max=1, cpu=0.1)})
+
+    for version in (1, 2):
+        deploy.deploy(sleeper(version))
+        wait_for(lambda: not running())
+        assert httpx.post(whole, json=BODY).status_code == 401
+        assert httpx.get(whole.removesuffix("infer") + "ready").status_code == 200
+        (status,) = deploy.endpoints()
+        assert (status.status, status.replicas) == ("ready", 0)
+        assert "asleep" in status.message
+        with steady_load(whole, BODY, headers=asked) as account:
+            more_answers(account)
+        print(f"\nwoken: {account}")
+        assert account.failed == 0
+        assert set(account.versions) == {str(version)}
+
+
+def test_woken_over_grpc(whole: str) -> None:
+    sleeper = endpoint(autoscale={"down_after_s": 2})
+    deploy.deploy(sleeper.model_copy(update={"replicas": Replicas(min=0, max=1, cpu=0.1)}))
+    wait_for(lambda: not running())
+    local = cluster.current()
+    assert local is not None
+    request = message("ModelMetadataRequest")(name="numbers")
+    with grpc.insecure_channel(local.grpc_address) as channel:
+        ask = channel.unary_unary(f"/{SERVICE}/ModelMetadata")
+        told = message("ModelMetadataResponse").FromString(ask(request.SerializeToString(), timeout=90))
+    assert list(told.versions) == ["1"]
 
 
 def test_the_owner_of_endpoints_killed(whole: str) -> None:

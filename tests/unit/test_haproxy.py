@@ -205,13 +205,18 @@ def _ports() -> Ports:
 
 @pytest.fixture(name="backends", scope="module")
 def _backends() -> Iterator[list[rays.BackendConfig]]:
-    """Endpoint `a` has replicas, `b` has none, `c` has none but Ray's proxy; `shop` is another's application."""
+    """Endpoint `a` has replicas, `b` has none, `c` has none but Ray's proxy, which answers nothing over HTTP; `shop` is
+    another's application, with Ray's proxy alone."""
     with ExitStack() as replicas:
         first, second = (replicas.enter_context(http_replica()) for _ in range(2))
         a, root, shop, proxy = (replicas.enter_context(grpc_replica(name)) for name in ("a", "root", "shop", "proxy"))
+        dead, other = free_ports(1)[0], replicas.enter_context(http_replica())
         yield [
             backend("http", "tidegate.a", [first, second]),
             backend("http", "tidegate.b", []),
+            backend("http", "tidegate.c", [], dead),
+            backend("http", "tidegate", [second], dead),
+            backend("http", "shop", [], other),
             backend("grpc", "tidegate.a", [a]),
             backend("grpc", "tidegate.b", []),
             backend("grpc", "tidegate.c", [], proxy),
@@ -456,8 +461,17 @@ def test_grpc_for_an_endpoint_without_replicas(call: Callable[..., list[Any]]) -
     assert caught.value.details().startswith("no replica can take the request now; ")  # type: ignore[attr-defined]
 
 
-def test_rays_grpc_proxy_in_place_of_replicas_hears_which_application(call: Callable[..., list[Any]]) -> None:
-    assert call(INFER, message("c")) == ["proxy", 3, "tidegate.c"]
+def test_the_root_in_place_of_replicas_that_sleep(served: Ports, call: Callable[..., list[Any]]) -> None:
+    assert call(INFER, message("c")) == ["root", 3, "tidegate.c"]
+    assert ask(served.http, "GET", "/v2/models/c").status == 200
+    assert ask(served.http, "GET", "/v2/models/shop").status == 200
+
+
+def test_without_a_root_rays_proxy_stays_in_place_of_replicas(folder: Path, ports: Ports) -> None:
+    alone = [backend("grpc", "tidegate.c", [], 4321), backend("http", "tidegate.c", [], 4322)]
+    result = edited(rendered(folder, ports, alone), Options())
+    assert f"server proxy {HOST}:4321 proto h2 check backup" in result
+    assert f"server proxy {HOST}:4322 check backup" in result
 
 
 def test_both_sides_of_a_grpc_stream_may_talk_in_turn(served: Ports) -> None:
@@ -562,6 +576,15 @@ def test_the_wrapper_becomes_haproxy_whatever_it_finds(tmp_path: Path) -> None:
         assert done.stdout == f"-f {path}\n"
         assert said in done.stderr
         assert all(line.startswith("tidegate-haproxy: ") for line in done.stderr.splitlines())
+
+
+def test_nothing_is_served_without_the_tls_that_is_asked_for(tmp_path: Path, config: str) -> None:
+    strange = tmp_path / "strange"
+    strange.write_text(config.replace("frontend http_frontend", "frontend other"))
+    for path in (strange, tmp_path / "no"):
+        done = wrapped(tmp_path, "-f", str(path), TIDEGATE_TLS_CERT="/some.pem")
+        assert (done.stdout, done.returncode) == ("", 1)
+        assert "nothing is served without TLS" in done.stderr
 
 
 def test_the_console_script_does_not_find_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from tidegate import settings
 from tidegate.serving.desired import Record
 from tidegate.serving.limits import MIB, Limits
 from tidegate.serving.targets import Target
-from tidegate.spec.endpoint import Access, Endpoint
+from tidegate.spec.endpoint import Endpoint
 
 Application = dict[str, Any]
 
@@ -43,7 +43,7 @@ def target_of(record: Record, *, is_loopback: bool) -> Target:
         **vars(target),
         batch=endpoint.batch.model_dump(mode="json"),
         limits=asdict(_limits(endpoint)),
-        access=_access(endpoint.access, is_loopback),
+        access=access_of(endpoint, is_loopback=is_loopback),
         log=endpoint.log.model_dump(mode="json"),
     )
 
@@ -77,8 +77,12 @@ def _limits(endpoint: Endpoint) -> Limits:
     return Limits(int(given.body_mb * MIB), given.rows, given.queue, given.timeout_s)
 
 
-def _access(access: Access, is_loopback: bool) -> dict[str, Any]:
-    """Without tenants, who is on this machine needs no key: whoever reaches the socket could as well read the files."""
+def access_of(endpoint: Endpoint, *, is_loopback: bool) -> dict[str, Any]:
+    """The arguments of gate.Access.
+
+    Without tenants, who is on this machine needs no key: whoever reaches the socket could as well read the files.
+    """
+    access = endpoint.access
     tenants = {
         name: {"rate": tenant.requests_per_s, "burst": tenant.allowance or 1.0, "concurrent": tenant.concurrent}
         for name, tenant in access.tenants.items()
@@ -104,11 +108,13 @@ def _args(is_loopback: bool) -> dict[str, Any]:
 
 def _scaling(record: Record) -> dict[str, Any]:
     bounds, scale = record.endpoint.replicas, record.endpoint.autoscale
+    # A version is tried on a replica before the endpoint may sleep.
+    at_least = bounds.min if record.rolling is None else max(1, bounds.min)
     if bounds.min == bounds.max:
         return {"num_replicas": bounds.min}
     return {
         "autoscaling_config": {
-            "min_replicas": bounds.min,
+            "min_replicas": at_least,
             "max_replicas": bounds.max,
             "target_ongoing_requests": scale.target_ongoing_requests,
             "upscale_delay_s": scale.up_after_s,

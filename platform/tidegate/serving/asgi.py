@@ -60,10 +60,11 @@ class App:
         except HttpError as error:
             response = failure(error, request)
         else:
-            response = await self._response(request._replace(body=body))
+            response = await self.response(request._replace(body=body))
         await _send(send, request, response)
 
-    async def _response(self, request: Request) -> Response:
+    async def response(self, request: Request) -> Response:
+        """The handler's answer, in time or 504."""
         answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
 
         def reply(response: Response) -> None:

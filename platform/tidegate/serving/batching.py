@@ -35,6 +35,9 @@ SLOW_S = 20 * QUICK_S
 RECENT_PASSES = 8
 STEP_ROWS = 2
 BACK_OFF = 0.8
+WAIT_TARGETS = 20
+WAIT_PASSES = 16
+"""A request that would wait longer than so many latency targets, and than so many passes, is refused at once."""
 
 
 @dataclass(eq=False, slots=True)
@@ -78,6 +81,7 @@ class Batcher:
         self._on_pass = on_pass
         self._rows: float = max_rows
         self._waiting: deque[Ticket] = deque()
+        self._rows_waiting = 0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
         self._loop = asyncio.get_running_loop()
         self._is_running = False
@@ -98,12 +102,13 @@ class Batcher:
     def submit(self, inputs: Rows, done: Done) -> Ticket:
         """Has `done` called with the model's outputs for `inputs`, row by row in their order, or what it raised.
 
-        Raises `UnavailableError` when the queue is full.
+        Raises `UnavailableError` when the queue is full, by its requests or by the time that they will take.
         """
-        if len(self._waiting) >= self._max_waiting:
-            raise UnavailableError(f"{self._max_waiting} requests are waiting already", remedy="try again later")
+        if len(self._waiting) >= self._max_waiting or self._is_behind():
+            raise UnavailableError(f"{len(self._waiting)} requests are waiting already", remedy="try again later")
         ticket = Ticket(inputs, _num_rows(inputs), _kind(inputs), done, time.perf_counter())
         self._waiting.append(ticket)
+        self._rows_waiting += ticket.num_rows
         if not self._is_running:
             self._is_running = True
             self._idle.clear()
@@ -116,6 +121,7 @@ class Batcher:
         ticket.is_cancelled = True
         if ticket in self._waiting:
             self._waiting.remove(ticket)
+            self._rows_waiting -= ticket.num_rows
 
     async def close(self) -> None:
         """Answers what is waiting, then frees the thread. No `submit` afterwards."""
@@ -143,6 +149,14 @@ class Batcher:
             ticket.share_s = seconds * ticket.num_rows / rows
             if not ticket.is_cancelled:
                 ticket.done(outcome)
+
+    def _is_behind(self) -> bool:
+        """Whether what waits takes so long that who comes now had better ask elsewhere or later."""
+        passes = self._rows_waiting / self.pass_rows
+        if self._target_s is None or passes <= WAIT_PASSES or not self._recent:
+            return False
+        pass_s = sum(seconds for _, seconds in self._recent) / len(self._recent)
+        return passes * pass_s > WAIT_TARGETS * self._target_s
 
     def _is_quick(self, num_rows: int) -> bool:
         """Whether recent passes say that so many rows are answered at once: at most twice what was quick before."""
@@ -183,6 +197,7 @@ class Batcher:
             ticket.started = now
             batch.append(self._waiting.popleft())
             num_rows += ticket.num_rows
+        self._rows_waiting -= num_rows
         return batch, num_rows
 
     def _compute(self, requests: list[Rows]) -> list[Rows | Exception]:

@@ -22,6 +22,7 @@ from tidegate.serving import desired, ledger_actor, targets
 from tidegate.serving.applications import (
     ROOT,
     Application,
+    access_of,
     endpoint_application,
     is_ours,
     name_of,
@@ -205,7 +206,7 @@ class Deployer:
         if message is not None:
             LOGGER.error("Endpoint %s: %s does not serve: %s", record.endpoint.name, record.rolling.ref, message)
             self._replace(record, record.failed(message))
-        elif serves(seen, stats, config, record.endpoint.replicas.min):
+        elif serves(seen, stats, config, max(1, record.endpoint.replicas.min)):
             self._confirm(record)
 
     def _confirm(self, record: Record) -> None:
@@ -238,7 +239,9 @@ class Deployer:
             "ready": ready,
             "version": status.version,
             "message": "" if ready else status.message or status.status,
-            "public": record.endpoint.access.public,
+            "serves": record.serving is not None,
+            "sleeps": record.endpoint.replicas.min == 0,
+            "access": access_of(record.endpoint, is_loopback=self._is_loopback()),
         }
 
     def _is_loopback(self) -> bool:

@@ -37,7 +37,7 @@ class Response(NamedTuple):
 
 
 Reply = Callable[[Response], None]
-Cancel = Callable[[], None]
+Cancel = Callable[[], object]
 Handler = Callable[[Request, Reply], Cancel | None]
 """Answers by one call of `reply`, now or later on the same loop, or raises. What it returns is called when the client
 has gone before that."""
@@ -47,7 +47,8 @@ class HttpError(Exception):
     """An answer that is no success: status, sentence, extra headers."""
 
     def __init__(self, status: HTTPStatus, message: str, headers: Headers = ()) -> None:
-        super().__init__(status, message)
+        # All of it, so that it can be sent from one process to another.
+        super().__init__(status, message, tuple(headers))
         self.status = status
         self.message = message
         self.headers = tuple(headers)

@@ -92,15 +92,8 @@ class Gate:
         self._quota.set_rules(access.rules())
 
     def check(self, headers: Mapping[bytes, bytes], scope: str = "predict") -> str:
-        """The tenant who asks; empty for somebody without a key where none is needed."""
-        if self._access.is_public:
-            return ""
-        key = self._watch.key_of(headers, is_required=self._access.is_required)
-        if key is None:
-            return ""
-        if not key.may(scope, self._endpoint):
-            raise HttpError(HTTPStatus.FORBIDDEN, f"this key may not {scope} on endpoint {self._endpoint!r}")
-        return key.tenant
+        """`tenant_of` who asks."""
+        return tenant_of(headers, self._watch, self._endpoint, self._access, scope)
 
     def enter(self, tenant: str) -> Pass | None:
         """Lets a request in at once, if that is possible without asking. Otherwise `wait`."""
@@ -114,6 +107,20 @@ class Gate:
         """The request has ended."""
         if entered.allowance is not None:
             self._quota.give_back(entered.allowance)
+
+
+def tenant_of(
+    headers: Mapping[bytes, bytes], watch: KeyWatch, endpoint: str, access: Access, scope: str = "predict"
+) -> str:
+    """The tenant who asks; empty for somebody without a key where none is needed. Raises HttpError 401 or 403."""
+    if access.is_public:
+        return ""
+    key = watch.key_of(headers, is_required=access.is_required)
+    if key is None:
+        return ""
+    if not key.may(scope, endpoint):
+        raise HttpError(HTTPStatus.FORBIDDEN, f"this key may not {scope} on endpoint {endpoint!r}")
+    return key.tenant
 
 
 def _bearer(headers: Mapping[bytes, bytes]) -> bytes | None:

@@ -21,7 +21,7 @@ Call = Callable[[str, Any, Mapping[bytes, bytes]], Awaitable[Any]]
 
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _HEALTH_SERVICE = "ray.serve.RayServeAPIService"
-_CODES = {
+CODES = {
     HTTPStatus.BAD_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
     HTTPStatus.UNAUTHORIZED: grpc.StatusCode.UNAUTHENTICATED,
     HTTPStatus.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
@@ -89,22 +89,10 @@ class GrpcServer:
         return grpc.unary_unary_rpc_method_handler(handle)
 
     async def _answer(self, method: str, data: bytes, context: Any) -> bytes:
-        limits = self._limits()
-        try:
-            if len(data) > limits.body_bytes:
-                raise too_large(limits.body_bytes)
-            request = message(f"{method}Request").FromString(data)
-            answer = await asyncio.wait_for(self._call(method, request, _headers(context)), limits.timeout_s)
-        except DecodeError:
-            told = explained(RequestError(f"The message is no {method}Request"), method)
-        except TimeoutError:
-            told = HttpError(HTTPStatus.GATEWAY_TIMEOUT, f"no answer within {limits.timeout_s:g} s")
-        except Exception as error:  # noqa: BLE001 - told to the client, and in the log where nobody foresaw it
-            told = explained(error, method)
-        else:
-            data_out: bytes = answer.SerializeToString()
-            return data_out
-        await context.abort(_CODES.get(told.status, grpc.StatusCode.INTERNAL), told.message, _trailers(told.headers))
+        told = await answered(self._call, method, data, _headers(context), self._limits())
+        if isinstance(told, bytes):
+            return told
+        await context.abort(CODES.get(told.status, grpc.StatusCode.INTERNAL), told.message, _trailers(told.headers))
         raise AssertionError("abort raises")
 
     async def _healthz(self, _: bytes, context: Any) -> bytes:
@@ -113,6 +101,25 @@ class GrpcServer:
             await context.abort(grpc.StatusCode.UNAVAILABLE, word)
         # HealthzResponse: field 1 is the word.
         return b"\x0a" + bytes([len(word)]) + word.encode()
+
+
+async def answered(
+    call: Call, method: str, data: bytes, headers: Mapping[bytes, bytes], limits: Limits
+) -> bytes | HttpError:
+    """The message that `call` answers a message with, or what the client is told went wrong."""
+    try:
+        if len(data) > limits.body_bytes:
+            raise too_large(limits.body_bytes)
+        request = message(f"{method}Request").FromString(data)
+        answer = await asyncio.wait_for(call(method, request, headers), limits.timeout_s)
+    except DecodeError:
+        return explained(RequestError(f"The message is no {method}Request"), method)
+    except TimeoutError:
+        return HttpError(HTTPStatus.GATEWAY_TIMEOUT, f"no answer within {limits.timeout_s:g} s")
+    except Exception as error:  # noqa: BLE001 - told to the client, and in the log where nobody foresaw it
+        return explained(error, method)
+    answered_with: bytes = answer.SerializeToString()
+    return answered_with
 
 
 def _headers(context: Any) -> dict[bytes, bytes]:

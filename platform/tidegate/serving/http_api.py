@@ -35,7 +35,7 @@ class HttpApi:
 
     def handle(self, request: Request, reply: Reply) -> Cancel | None:
         rest = below(request.path, self._prefix)
-        version, route = _split(rest) if rest is not None else ("", None)
+        version, route = version_and_call(rest) if rest is not None else ("", None)
         if route == "/infer":
             require_method(request, "POST")
             return self._infer(version, request, reply)
@@ -80,8 +80,8 @@ class HttpApi:
         return self._inference.infer(request.headers, read, write, refuse)
 
 
-def _split(rest: str) -> tuple[str, str]:
-    """The version asked for, empty for any, and the call: "" or "/...\"."""
+def version_and_call(rest: str) -> tuple[str, str]:
+    """Of a path after the endpoint's name: the version asked for, empty for any, and the call: "" or "/...\"."""
     if not rest.startswith("/versions/"):
         return "", "" if rest == "/" else rest
     version, slash, call = rest.removeprefix("/versions/").partition("/")

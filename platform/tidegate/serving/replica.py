@@ -23,9 +23,10 @@ from tidegate.serving.access_log import AccessLog
 from tidegate.serving.applications import DEPLOYMENT
 from tidegate.serving.asgi import App
 from tidegate.serving.batching import Batcher
-from tidegate.serving.exchange import LOGGER
+from tidegate.serving.exchange import LOGGER, HttpError, Request, Response
 from tidegate.serving.gate import Access, Gate, KeyWatch
 from tidegate.serving.grpc_api import GrpcApi
+from tidegate.serving.grpc_server import answered
 from tidegate.serving.http_api import HttpApi
 from tidegate.serving.inference import Inference, Loaded
 from tidegate.serving.ledger_actor import Renewal
@@ -63,10 +64,19 @@ class Replica:
         self._failed: dict[str, Any] | None = None
         self._loading = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
-        take_ports(self._http.handle, GrpcApi(self._inference).call, self._limits, is_loopback=is_loopback)
+        self._grpc = GrpcApi(self._inference)
+        take_ports(self._http.handle, self._grpc.call, self._limits, is_loopback=is_loopback)
 
     def __serve_build_asgi_app__(self) -> App:
         return App(self._http.handle, self._limits)
+
+    async def answer_http(self, request: Request) -> Response:
+        """For the root, which held the request while no replica was there."""
+        return await App(self._http.handle, self._limits).response(request)
+
+    async def answer_grpc(self, method: str, data: bytes, headers: dict[bytes, bytes]) -> bytes | HttpError:
+        """As `answer_http`, with the message of a gRPC call."""
+        return await answered(self._grpc.call, method, data, headers, self._limits())
 
     async def reconfigure(self, _: dict[str, Any]) -> None:
         """Loads the first version: Serve calls this before it sends requests. Raises what stands in its way."""

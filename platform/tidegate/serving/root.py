@@ -17,15 +17,30 @@ from tidegate.errors import RequestError, UnavailableError
 from tidegate.protocol import EXTENSIONS, live_body, models_body, ready_body, server_body
 from tidegate.serving.applications import DEPLOYMENT
 from tidegate.serving.asgi import App
-from tidegate.serving.exchange import LOGGER, Reply, Request, Response, no_endpoint, not_found, require_method
-from tidegate.serving.gate import KeyWatch
+from tidegate.serving.exchange import (
+    LOGGER,
+    Cancel,
+    HttpError,
+    Reply,
+    Request,
+    Response,
+    failure,
+    no_endpoint,
+    not_found,
+    require_method,
+)
+from tidegate.serving.gate import Access, KeyWatch, tenant_of
 from tidegate.serving.grpc_messages import message
+from tidegate.serving.holding import REPLACE_S, WAKE_S, Holder
+from tidegate.serving.http_api import version_and_call
 from tidegate.serving.limits import Limits
 from tidegate.serving.listener import take_ports
 from tidegate.serving.targets import ROOT, WATCH_S, Watch
 
 _MODELS = "/v2/models"
 _INDEX = "/v2/repository/index"
+# Requests that are held for a replica may wait longer than others.
+_LIMITS = Limits(timeout_s=WAKE_S + 5.0)
 
 
 class Root:
@@ -38,13 +53,15 @@ class Root:
         self._watch = KeyWatch()
         self._watch.refresh()
         self._targets = Watch(ROOT)
+        self._holder = Holder()
+        self._held: set[asyncio.Task[None]] = set()
         loop = asyncio.get_running_loop()
         self._chores = [loop.create_task(self._watch.run()), loop.create_task(self._follow())]
         self._version = _package_version()
-        take_ports(self.handle, self.call, Limits, is_loopback=is_loopback)
+        take_ports(self.handle, self.call, lambda: _LIMITS, is_loopback=is_loopback)
 
     def __serve_build_asgi_app__(self) -> App:
-        return App(self.handle, Limits)
+        return App(self.handle, lambda: _LIMITS)
 
     async def _follow(self) -> None:
         """Learns how the endpoints stand, whenever that changes."""
@@ -57,13 +74,13 @@ class Root:
                 LOGGER.warning("How the endpoints stand cannot be read: %s", error)
             await asyncio.sleep(WATCH_S)
 
-    def handle(self, request: Request, reply: Reply) -> None:
+    def handle(self, request: Request, reply: Reply) -> Cancel | None:
         """An exchange.Handler."""
         path = request.path.rstrip("/")
         if path == _INDEX:
             require_method(request, "POST")
             reply(Response(HTTPStatus.OK, self._index(request)))
-            return
+            return None
         bodies: dict[str, Callable[[], bytes]] = {
             "/v2": lambda: server_body("tidegate", self._version, EXTENSIONS),
             "/v2/health/live": live_body,
@@ -75,11 +92,34 @@ class Root:
         if path in bodies:
             require_method(request, "GET", "HEAD")
             reply(Response(HTTPStatus.OK, bodies[path]()))
-            return
+            return None
         if path.startswith(f"{_MODELS}/"):
-            name, _, asked = path.removeprefix(f"{_MODELS}/").partition("/")
-            raise self._no_endpoint(name) if asked == "ready" else self._no_answer(name, request.headers)
+            name, slash, rest = path.removeprefix(f"{_MODELS}/").partition("/")
+            version, call = version_and_call(slash + rest)
+            if call != "/ready":
+                return self._hold(name, request, reply)
+            require_method(request, "GET", "HEAD")
+            if not self._is_ready(self._known(name), version):
+                raise _no_replica(name)
+            reply(Response(HTTPStatus.OK, ready_body(True, name)))
+            return None
         raise not_found(request.path)
+
+    def _hold(self, name: str, request: Request, reply: Reply) -> Cancel:
+        """Requests to an endpoint come here only while it has no replica that answers."""
+        seconds = self._hold_s(name, request.headers)
+
+        async def hold() -> None:
+            try:
+                response = await self._holder.hand_over(name, seconds, "answer_http", request)
+            except Exception as error:  # noqa: BLE001 - told to the client, and in the log where nobody foresaw it
+                response = failure(error, request)
+            reply(response)
+
+        task = asyncio.get_running_loop().create_task(hold())
+        self._held.add(task)
+        task.add_done_callback(self._held.discard)
+        return task.cancel
 
     async def call(self, method: str, request: Any, headers: Mapping[bytes, bytes]) -> Any:
         """A grpc_server.Call."""
@@ -93,8 +133,14 @@ class Root:
         if method == "RepositoryIndex":
             return answer(models=self._listed(headers, only_ready=request.ready))
         if method == "ModelReady":
-            return answer(ready=False)
-        raise self._no_answer(request.model_name if method == "ModelInfer" else request.name, headers)
+            return answer(ready=self._is_ready(self._endpoints.get(request.name), request.version))
+        name = request.model_name if method == "ModelInfer" else request.name
+        seconds = self._hold_s(name, headers)
+        asked = (method, request.SerializeToString(), dict(headers))
+        outcome = await self._holder.hand_over(name, seconds, "answer_grpc", *asked)
+        if isinstance(outcome, HttpError):
+            raise outcome
+        return answer.FromString(outcome)
 
     def _seen_by(self, headers: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
         """The endpoints that who asks may ask, by name. Raises HttpError 401."""
@@ -102,7 +148,7 @@ class Root:
         return {
             name: told
             for name, told in sorted(self._endpoints.items())
-            if key is None or told["public"] or key.may("predict", name)
+            if key is None or told["access"]["is_public"] or key.may("predict", name)
         }
 
     def _index(self, request: Request) -> bytes:
@@ -126,18 +172,27 @@ class Root:
             raise UnavailableError(f"not ready: {', '.join(waiting)}")
         return ready_body(True)
 
-    def _no_answer(self, name: str, headers: Mapping[bytes, bytes]) -> Exception:
-        """What is said of an endpoint's own paths. Raises HttpError 401 as the endpoint itself would."""
-        told = self._endpoints.get(name)
-        if told is not None and not told["public"]:
-            self._watch.key_of(headers, is_required=self._keys_required)
-        return self._no_endpoint(name)
+    def _known(self, name: str) -> dict[str, Any]:
+        """Raises HttpError 404."""
+        if name not in self._endpoints:
+            raise no_endpoint(name)
+        return self._endpoints[name]
 
-    def _no_endpoint(self, name: str) -> Exception:
-        """Requests to an endpoint come here only while Serve knows no replica of it."""
-        if name in self._endpoints:
-            return UnavailableError(f"endpoint {name!r} has no replica that is ready")
-        return no_endpoint(name)
+    def _hold_s(self, name: str, headers: Mapping[bytes, bytes]) -> float:
+        """How long a request waits for a replica. Raises HttpError as the endpoint itself would, UnavailableError."""
+        told = self._known(name)
+        tenant_of(headers, self._watch, name, Access(**told["access"]))
+        if not told["serves"]:
+            raise _no_replica(name)
+        return WAKE_S if told["sleeps"] else REPLACE_S
+
+    def _is_ready(self, told: dict[str, Any] | None, version: str) -> bool:
+        """An endpoint that sleeps answers, if late; any other has no replica when it is asked here."""
+        return bool(told and told["ready"] and told["sleeps"] and version in ("", str(told["version"])))
+
+
+def _no_replica(name: str) -> UnavailableError:
+    return UnavailableError(f"endpoint {name!r} has no replica that is ready")
 
 
 def _wants_ready(body: bytes) -> bool:

@@ -141,6 +141,8 @@ def _word(record: Record, view: View) -> str:
         return "failed"
     if record.serving is None:
         return "starting"
+    if record.rolling is None and _sleeps(record, view):
+        return "ready"
     if view.num_answering == 0 or view.status in ("UNHEALTHY", "DEPLOY_FAILED"):
         return "unhealthy"
     return "updating" if record.rolling else "ready"
@@ -149,4 +151,10 @@ def _word(record: Record, view: View) -> str:
 def _message(record: Record, view: View) -> str:
     if record.failure is not None and record.rolling is None:
         return f"{record.failure.pinned.ref} does not serve: {record.failure.message}"
-    return view.message
+    return view.message or ("asleep; the next request starts a replica" if _sleeps(record, view) else "")
+
+
+def _sleeps(record: Record, view: View) -> bool:
+    """Whether no replica is wanted now."""
+    is_well = view.status not in ("UNHEALTHY", "DEPLOY_FAILED", ABSENT.status)
+    return record.endpoint.replicas.min == 0 and view.num_answering + view.num_starting == 0 and is_well

@@ -17,7 +17,7 @@ ModelRef = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(
 class Replicas(Part):
     """How many copies serve, and the logical resources each one holds."""
 
-    min: int = Field(1, ge=1, le=1000)
+    min: int = Field(1, ge=0, le=1000, description="With 0 the endpoint sleeps when nobody asks; a request wakes it.")
     max: int = Field(1, ge=1, le=1000)
     cpu: float = Field(1.0, ge=0, le=1024)
     gpu: float = Field(0.0, ge=0, le=64, description="GPUs of one replica; below 1 several replicas share one.")
