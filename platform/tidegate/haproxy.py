@@ -40,6 +40,9 @@ _ERRORS = {
     503: "no replica can take the request now; send it again in a second",
     504: "the replica did not answer within 300 s; send a smaller request",
 }
+_NOBODY = "127.0.0.1:514"
+_HOT_BYTES = 16 * 1024 * 1024
+
 _GRPC_CODES = {400: 13, 408: 4, 500: 13, 502: 14, 503: 14, 504: 4}
 
 _SERVICE = "/inference.GRPCInferenceService/"
@@ -194,6 +197,17 @@ def _body(message: str) -> str:
     return json.dumps({"error": message})
 
 
+def _silence(sections: list[_Section], _: Options) -> None:
+    """Log what went wrong alone, unless somebody chose where logs go: Ray's choice is a port where nobody listens."""
+    if any(line.strip() == f"log {_NOBODY} local0 info" for line in _find(sections, "global")):
+        _find(sections, _COMMON).append("    option dontlog-normal")
+
+
+def _memory(sections: list[_Section], _: Options) -> None:
+    """Keep buffers instead of giving each back to the system: they are so large that HAProxy would keep two."""
+    _find(sections, "global").append(f"    tune.memory.hot-size {_HOT_BYTES}")
+
+
 def _not_found(sections: list[_Section], _: Options) -> None:
     body = _body("nothing is served at %[path,json(utf8s)]; GET /-/routes lists what is")
     _swap(
@@ -267,7 +281,17 @@ def _held_requests(sections: list[_Section], _: Options) -> None:
 
 
 _EDITS = (
-    *(_loopback_metrics, _loopback_stats, _defaults, _whole_requests, _timeouts, _errors, _not_found),
+    *(
+        _loopback_metrics,
+        _loopback_stats,
+        _defaults,
+        _whole_requests,
+        _timeouts,
+        _errors,
+        _not_found,
+        _silence,
+        _memory,
+    ),
     *(_tls_of_http, _tls_of_grpc, _grpc_routes, _held_requests),
 )
 

@@ -155,6 +155,28 @@ def test_more_than_the_limit_is_refused_with_a_time(local: LocalCluster, key: st
     assert [infer(local, "limited", other).status_code for _ in range(20)] == [200] * 20
 
 
+def test_deploying_over_the_protocol_takes_a_key_for_it(local: LocalCluster, key: str) -> None:
+    _, deployer = keys.create("acme", scopes=["deploy", "predict"], endpoints=["extra"])
+
+    def ask(call: str, text: str | None, name: str = "extra", **parameters: str) -> int:
+        url = f"{local.serve_url}/v2/repository/models/{name}/{call}"
+        return httpx.post(url, json={"parameters": parameters}, headers=bearer(text), timeout=120).status_code
+
+    wait_for(lambda: ask("load", deployer, model="nobody") == 404)
+    refused = [ask("load", None), ask("load", key), ask("unload", key), ask("load", deployer, name="closed")]
+    assert refused == [401, 403, 403, 403]
+    assert ask("load", deployer, model="no such name") == 400
+    assert ask("load", deployer, config="{}") == 400
+    assert ask("load", deployer, model="numbers@1") == 200
+    assert infer(local, "extra", deployer).status_code == 200
+    request = message("RepositoryModelUnloadRequest")(model_name="extra")
+    with grpc.insecure_channel(local.grpc_address) as channel:
+        unload = channel.unary_unary(f"/{SERVICE}/RepositoryModelUnload")
+        unload(request.SerializeToString(), metadata=tuple(bearer(deployer).items()), timeout=60)
+    wait_for(lambda: infer(local, "extra", deployer).status_code == 404)
+    assert ask("unload", deployer) == 404
+
+
 def test_counts_are_on_the_metrics_page_by_tenant(local: LocalCluster, key: str) -> None:
     for _ in range(3):
         assert infer(local, "closed", key).status_code == 200

@@ -34,7 +34,7 @@ from numbers_model import BODY, DAMAGED, register
 from ports import free_port
 from tidegate import cluster, cluster_processes, connection, ray_internals, registry
 from tidegate.errors import ClusterError, NotFoundError
-from tidegate.serving import deploy
+from tidegate.serving import deploy, desired
 from tidegate.serving.status import EndpointStatus
 from tidegate.spec.endpoint import Endpoint, Replicas
 from waiting import wait_for
@@ -298,7 +298,7 @@ def test_two_replicas_change_version_together(home: Path) -> None:
 
 
 def test_a_killed_deployer_comes_back_and_goes_on(url: str) -> None:
-    actor = ray.get_actor(deploy.ACTOR_NAME, namespace=deploy.NAMESPACE)
+    actor = ray.get_actor(desired.OWNER, namespace=desired.NAMESPACE)
     killed = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
     with load(url) as got:
         os.kill(killed, signal.SIGKILL)

@@ -23,7 +23,7 @@ from ports import free_port
 from steady_load import Account, steady_load
 from tidegate import cluster, connection, keys, ray_internals
 from tidegate.errors import ClusterError
-from tidegate.serving import deploy
+from tidegate.serving import deploy, desired
 from tidegate.serving.grpc_messages import SERVICE, message
 from tidegate.spec.endpoint import Endpoint, Replicas
 
@@ -167,8 +167,9 @@ def test_asleep_and_woken(whole: str) -> None:
         wait_for(lambda: not running())
         assert httpx.post(whole, json=BODY).status_code == 401
         assert httpx.get(whole.removesuffix("infer") + "ready").status_code == 200
+        wait_for(lambda: deploy.endpoints()[0].replicas == 0)
         (status,) = deploy.endpoints()
-        assert (status.status, status.replicas) == ("ready", 0)
+        assert status.status == "ready"
         assert "asleep" in status.message
         with steady_load(whole, BODY, headers=asked) as account:
             more_answers(account)
@@ -191,7 +192,7 @@ def test_woken_over_grpc(whole: str) -> None:
 
 
 def test_the_owner_of_endpoints_killed(whole: str) -> None:
-    actor = ray.get_actor(deploy.ACTOR_NAME, namespace=deploy.NAMESPACE)
+    actor = ray.get_actor(desired.OWNER, namespace=desired.NAMESPACE)
     pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
     with steady_load(whole, BODY) as account:
         os.kill(pid, signal.SIGKILL)

@@ -233,6 +233,35 @@ def test_a_full_queue_refuses() -> None:
     run(test)
 
 
+@pytest.mark.parametrize(("max_wait_s", "is_refused"), [(0.01, True), (1000.0, False)])
+def test_a_queue_that_would_take_too_long_refuses(max_wait_s: float, is_refused: bool) -> None:
+    """The model takes 20 ms for each row."""
+
+    async def test() -> None:
+        model = Doubling()
+
+        def slow(inputs: Rows) -> Rows:
+            time.sleep(0.02)
+            return model.predict(inputs)
+
+        batcher = Batcher(slow, 1, max_wait_s=max_wait_s)
+        assert values(await ask(batcher, rows(1))) == [2]
+        first = await busy(model, batcher)
+        (second,) = await submit_all(batcher, rows(3))
+        if is_refused:
+            with pytest.raises(UnavailableError, match="1 requests are waiting"):
+                await ask(batcher, rows(4))
+            second.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await second
+        (third,) = await submit_all(batcher, rows(5))
+        model.gate.set()
+        assert [values(await task) for task in (first, third)] == [[0], [10]]
+        await batcher.close()
+
+    run(test)
+
+
 def test_closing_answers_what_waits() -> None:
     async def test() -> None:
         model = Doubling()

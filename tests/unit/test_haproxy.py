@@ -578,6 +578,11 @@ def test_the_wrapper_becomes_haproxy_whatever_it_finds(tmp_path: Path) -> None:
         assert all(line.startswith("tidegate-haproxy: ") for line in done.stderr.splitlines())
 
 
+def test_requests_are_logged_where_somebody_chose_a_place(config: str) -> None:
+    assert "option dontlog-normal" in edited(config, Options())
+    assert "option dontlog-normal" not in edited(config.replace("127.0.0.1:514", "/dev/log"), Options())
+
+
 def test_nothing_is_served_without_the_tls_that_is_asked_for(tmp_path: Path, config: str) -> None:
     strange = tmp_path / "strange"
     strange.write_text(config.replace("frontend http_frontend", "frontend other"))

@@ -10,6 +10,7 @@ would gain nothing: there a pass may take twice as long as a row.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -35,9 +36,6 @@ SLOW_S = 20 * QUICK_S
 RECENT_PASSES = 8
 STEP_ROWS = 2
 BACK_OFF = 0.8
-WAIT_TARGETS = 20
-WAIT_PASSES = 16
-"""A request that would wait longer than so many latency targets, and than so many passes, is refused at once."""
 
 
 @dataclass(eq=False, slots=True)
@@ -70,12 +68,13 @@ class Batcher:
         max_rows: int,
         *,
         max_waiting: int = 256,
+        max_wait_s: float = math.inf,
         target_s: float | None = None,
         on_pass: OnPass | None = None,
     ) -> None:
         self._predict = predict
         self.max_rows = max_rows
-        self._max_waiting = max_waiting
+        self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._target_s = target_s
         self._single_s = 0.0
         self._on_pass = on_pass
@@ -152,11 +151,10 @@ class Batcher:
 
     def _is_behind(self) -> bool:
         """Whether what waits takes so long that who comes now had better ask elsewhere or later."""
-        passes = self._rows_waiting / self.pass_rows
-        if self._target_s is None or passes <= WAIT_PASSES or not self._recent:
+        if not self._waiting or not self._recent:
             return False
         pass_s = sum(seconds for _, seconds in self._recent) / len(self._recent)
-        return passes * pass_s > WAIT_TARGETS * self._target_s
+        return self._rows_waiting / self.pass_rows * pass_s > self._max_wait_s
 
     def _is_quick(self, num_rows: int) -> bool:
         """Whether recent passes say that so many rows are answered at once: at most twice what was quick before."""

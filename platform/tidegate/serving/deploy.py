@@ -13,11 +13,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from tidegate import ray_internals, settings, store
 from tidegate.errors import ClusterError, ConflictError, NotFoundError, TidegateError
 from tidegate.serving.deployer import Deployer, Progress, base_url
+from tidegate.serving.desired import NAMESPACE, OWNER
 from tidegate.serving.status import EndpointStatus
 from tidegate.spec.endpoint import Endpoint
-
-ACTOR_NAME = "tidegate-deployer"
-NAMESPACE = "tidegate"
 
 # What a driver may have set and the node of the deployer not.
 _CARRIED = (settings.TRACKING_URI, settings.SERVE_HOST, settings.SERVE_PORT, settings.GRPC_PORT)
@@ -124,7 +122,7 @@ def _deployer() -> Any:
     if not ray.is_initialized():
         raise ClusterError("not connected to a cluster", remedy="run `tidegate up`, then tidegate.connect()")
     actor = ray.remote(Deployer).options(
-        name=ACTOR_NAME,
+        name=OWNER,
         namespace=NAMESPACE,
         get_if_exists=True,
         lifetime="detached",

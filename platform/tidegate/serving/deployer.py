@@ -93,6 +93,16 @@ class Deployer:
         self._wake.set()
         return record.generation
 
+    def reload(self, name: str, model: str) -> int:
+        """Deploys an endpoint as it is, on the reference `model` unless that is empty; a new one where there is none.
+
+        Returns and raises as `submit`.
+        """
+        with self._lock:
+            record = self._records.get(name)
+        endpoint = record.endpoint if record else Endpoint(name=name, model=model or name)
+        return self.submit(endpoint.model_copy(update={"model": model} if model else {}).model_dump_json())
+
     def remove(self, name: str) -> bool:
         """Whether there was such an endpoint."""
         with self._lock:

@@ -17,6 +17,10 @@ from tidegate.spec.endpoint import Endpoint
 
 LOGGER = logging.getLogger("ray.serve.tidegate")
 
+OWNER = "tidegate-deployer"
+NAMESPACE = "tidegate"
+"""The actor that keeps what Serve runs equal to this (deployer.py)."""
+
 
 @dataclass(frozen=True)
 class Pinned:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tidegate.errors import TidegateError, UnavailableError
 from tidegate.protocol import error_body
@@ -115,3 +116,23 @@ def answered(handler: Handler, request: Request, reply: Reply) -> Cancel | None:
     except Exception as error:  # noqa: BLE001 - told to the client, and in the log where nobody foresaw it
         reply(failure(error, request))
         return None
+
+
+_under_way: set[asyncio.Task[None]] = set()
+
+
+def later(answer: Coroutine[Any, Any, Response], request: Request, reply: Reply) -> Cancel:
+    """Replies what `answer` comes to, an error included."""
+
+    async def answered_later() -> None:
+        try:
+            response = await answer
+        except Exception as error:  # noqa: BLE001 - told to the client, and in the log where nobody foresaw it
+            response = failure(error, request)
+        reply(response)
+
+    task = asyncio.get_running_loop().create_task(answered_later())
+    # The loop itself holds tasks weakly.
+    _under_way.add(task)
+    task.add_done_callback(_under_way.discard)
+    return task.cancel

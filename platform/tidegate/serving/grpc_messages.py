@@ -121,6 +121,24 @@ _TABLE: dict[str, dict[str, tuple[int, str]]] = {
     "RepositoryIndexRequest": {"repository_name": (1, "string"), "ready": (2, "bool")},
     "ModelIndex": {"name": (1, "string"), "version": (2, "string"), "state": (3, "string"), "reason": (4, "string")},
     "RepositoryIndexResponse": {"models": (1, "*ModelIndex")},
+    "ModelRepositoryParameter": {
+        "bool_param": (1, "|bool"),
+        "int64_param": (2, "|int64"),
+        "string_param": (3, "|string"),
+        "bytes_param": (4, "|bytes"),
+    },
+    "RepositoryModelLoadRequest": {
+        "repository_name": (1, "string"),
+        "model_name": (2, "string"),
+        "parameters": (3, "map ModelRepositoryParameter"),
+    },
+    "RepositoryModelLoadResponse": {},
+    "RepositoryModelUnloadRequest": {
+        "repository_name": (1, "string"),
+        "model_name": (2, "string"),
+        "parameters": (3, "map ModelRepositoryParameter"),
+    },
+    "RepositoryModelUnloadResponse": {},
 }
 METHODS = (
     "ServerLive",
@@ -132,6 +150,8 @@ METHODS = (
     "ModelConfig",
     "ModelStatistics",
     "RepositoryIndex",
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
 )
 """Each takes `<method>Request` and answers `<method>Response`."""
 

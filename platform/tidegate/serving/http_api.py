@@ -19,7 +19,7 @@ from tidegate.protocol import (
 )
 from tidegate.serving import compression
 from tidegate.serving.batching import Rows
-from tidegate.serving.exchange import Cancel, Reply, Request, Response, below, failure, not_found, require_method
+from tidegate.serving.exchange import Cancel, Reply, Request, Response, below, failure, later, not_found, require_method
 from tidegate.serving.inference import Inference, Loaded, check_version
 
 _HEADER_LENGTH = HEADER_LENGTH.encode()
@@ -44,6 +44,9 @@ class HttpApi:
             self._inference.check(request.headers)
         loaded = self._inference.ready()
         check_version(version, loaded)
+        if route == "/stats":
+            require_method(request, "GET", "HEAD")
+            return later(self._statistics(loaded), request, reply)
         body = self._told(loaded, route)
         if body is None:
             raise not_found(request.path)
@@ -59,9 +62,10 @@ class HttpApi:
             return ready_body(True, name)
         if route == "/config":
             return config_body(name, signature, loaded.batcher.max_rows)
-        if route == "/stats":
-            return orjson.dumps({"model_stats": [self._inference.meter.statistics(name, str(loaded.version))]})
         return None
+
+    async def _statistics(self, loaded: Loaded) -> Response:
+        return Response(HTTPStatus.OK, orjson.dumps({"model_stats": [await self._inference.statistics(loaded)]}))
 
     def _infer(self, version: str, request: Request, reply: Reply) -> Cancel | None:
         def read(loaded: Loaded) -> InferRequest:

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from tidegate import ray_internals
 from tidegate.errors import MissingError
 from tidegate.ray_internals import ServeReplica
-from tidegate.serving.exchange import LOGGER, Cancel, Handler, Reply, Request, Response
+from tidegate.serving.exchange import LOGGER, Cancel, Handler, Reply, Request, Response, later
 from tidegate.serving.grpc_server import Call, GrpcServer
 from tidegate.serving.http_server import HttpServer
 from tidegate.serving.limits import Limits
@@ -41,19 +41,15 @@ def take_ports(handler: Handler, call: Call, limits: Callable[[], Limits], *, is
 
 def _with_health(handler: Handler, replica: ServeReplica) -> Handler:
     """`handler`, and an answer to HAProxy, which asks every few seconds whether to send requests here."""
-    asked: set[asyncio.Task[None]] = set()
 
-    async def health(reply: Reply) -> None:
+    async def health() -> Response:
         healthy, message = await replica.health()
         status = HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE
-        reply(Response(status, message.encode(), content_type=b"text/plain"))
+        return Response(status, message.encode(), content_type=b"text/plain")
 
     def handle(request: Request, reply: Reply) -> Cancel | None:
         if request.path != _HEALTH:
             return handler(request, reply)
-        task = asyncio.get_running_loop().create_task(health(reply))
-        asked.add(task)
-        task.add_done_callback(asked.discard)
-        return None
+        return later(health(), request, reply)
 
     return handle

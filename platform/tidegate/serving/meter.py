@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,3 +100,25 @@ class Meter:
                 {"batch_size": rows, "compute_infer": total.to_json()} for rows, total in sorted(self.passes.items())
             ],
         }
+
+
+def summed(statistics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The statistics of several replicas as those of one; at least one is given."""
+    passes: defaultdict[int, list[dict[str, int]]] = defaultdict(list)
+    for each in statistics:
+        for entry in each["batch_stats"]:
+            passes[entry["batch_size"]].append(entry["compute_infer"])
+    kinds = statistics[0]["inference_stats"]
+    return {
+        "name": statistics[0]["name"],
+        "version": statistics[0]["version"],
+        "last_inference": max(each["last_inference"] for each in statistics),
+        "inference_count": sum(each["inference_count"] for each in statistics),
+        "execution_count": sum(each["execution_count"] for each in statistics),
+        "inference_stats": {kind: _sum([each["inference_stats"][kind] for each in statistics]) for kind in kinds},
+        "batch_stats": [{"batch_size": rows, "compute_infer": _sum(totals)} for rows, totals in sorted(passes.items())],
+    }
+
+
+def _sum(totals: Sequence[dict[str, int]]) -> dict[str, int]:
+    return {key: sum(total[key] for total in totals) for key in ("count", "ns")}

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 
 from tidegate import ray_internals, settings
 from tidegate.errors import ArtifactError, MissingError, RequestError, TidegateError
 from tidegate.protocol import InferRequest, checked_outputs
+from tidegate.serving import tracing
 from tidegate.serving.access_log import AccessLog
-from tidegate.serving.applications import DEPLOYMENT
+from tidegate.serving.applications import DEPLOYMENT, name_of
 from tidegate.serving.asgi import App
 from tidegate.serving.batching import Batcher
 from tidegate.serving.exchange import LOGGER, HttpError, Request, Response
@@ -34,11 +36,17 @@ from tidegate.serving.limits import Limits
 from tidegate.serving.listener import take_ports
 from tidegate.serving.meter import Meter
 from tidegate.serving.quota import Quota
+from tidegate.serving.status import view
 from tidegate.serving.targets import WATCH_S, Target, Watch
 from tidegate.serving.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from tidegate.loaded import Model
+
+
+_STATISTICS_S = 2.0
+# A request that would wait for so much of the time that it has is refused at once, while it can still go elsewhere.
+_WAIT_SHARE = 0.25
 
 
 class Replica:
@@ -54,6 +62,8 @@ class Replica:
         quota = Quota(name, Renewal())
         self._gate = Gate(name, self._watch, quota)
         self._inference = Inference(name, self._meter, self._gate)
+        self._inference.tracing = tracing.from_environment(name)
+        self._inference.others = self._others
         self._http = HttpApi(self._inference)
         loop = asyncio.get_running_loop()
         telemetry = Telemetry(name, self._meter).run(self._waiting, lambda: self._target.version if self._target else 0)
@@ -66,6 +76,11 @@ class Replica:
         self._closing: set[asyncio.Task[None]] = set()
         self._grpc = GrpcApi(self._inference)
         take_ports(self._http.handle, self._grpc.call, self._limits, is_loopback=is_loopback)
+
+    def __del__(self) -> None:
+        """Serve calls it when the replica has drained."""
+        if self._inference.tracing is not None:
+            self._inference.tracing.close()
 
     def __serve_build_asgi_app__(self) -> App:
         return App(self._http.handle, self._limits)
@@ -115,7 +130,15 @@ class Replica:
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """What this replica serves and what it failed to load: the deployer reads it to know how a rollout went."""
-        return {"serving": asdict(self._target) if self._target else None, "failed": self._failed}
+        version = str(self._target.version) if self._target else ""
+        return {
+            "serving": asdict(self._target) if self._target else None,
+            "failed": self._failed,
+            "statistics": self._meter.statistics(self._inference.name, version),
+        }
+
+    async def _others(self) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(_statistics_of_others, self._inference.name)
 
     def _limits(self) -> Limits:
         loaded = self._inference.loaded
@@ -137,6 +160,7 @@ class Replica:
             model.predict,
             target.batch["max_rows"],
             max_waiting=limits.queue,
+            max_wait_s=_WAIT_SHARE * limits.timeout_s,
             target_s=target_ms / 1000 if target_ms else None,
             on_pass=self._meter.passed,
         )
@@ -163,6 +187,19 @@ class Replica:
                 return
             name = self._inference.name
             self._inference.log = AccessLog(folder / f"access_{name}_{os.getpid()}.jsonl", name, fraction)
+
+
+def _statistics_of_others(endpoint: str) -> list[dict[str, Any]]:
+    """What the endpoint's other replicas count, of those that answer soon."""
+    try:
+        application = ray_internals.serve_details()["applications"].get(name_of(endpoint))
+        own = ray.get_runtime_context().get_actor_name()
+        others = [name for name in view(application).running if name != own]
+        told = ray_internals.replica_stats(others, _STATISTICS_S)
+    except RayError as error:
+        LOGGER.warning("The other replicas' statistics are missing: %s", error)
+        return []
+    return [stats["statistics"] for stats in told.values()]
 
 
 def _sentence(error: Exception) -> str:

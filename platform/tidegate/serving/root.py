@@ -24,7 +24,7 @@ from tidegate.serving.exchange import (
     Reply,
     Request,
     Response,
-    failure,
+    later,
     no_endpoint,
     not_found,
     require_method,
@@ -35,10 +35,11 @@ from tidegate.serving.holding import REPLACE_S, WAKE_S, Holder
 from tidegate.serving.http_api import version_and_call
 from tidegate.serving.limits import Limits
 from tidegate.serving.listener import take_ports
+from tidegate.serving.repository import Repository
 from tidegate.serving.targets import ROOT, WATCH_S, Watch
 
 _MODELS = "/v2/models"
-_INDEX = "/v2/repository/index"
+_REPOSITORY = "/v2/repository"
 # Requests that are held for a replica may wait longer than others.
 _LIMITS = Limits(timeout_s=WAKE_S + 5.0)
 
@@ -54,7 +55,7 @@ class Root:
         self._watch.refresh()
         self._targets = Watch(ROOT)
         self._holder = Holder()
-        self._held: set[asyncio.Task[None]] = set()
+        self._repository = Repository(self._watch)
         loop = asyncio.get_running_loop()
         self._chores = [loop.create_task(self._watch.run()), loop.create_task(self._follow())]
         self._version = _package_version()
@@ -77,10 +78,8 @@ class Root:
     def handle(self, request: Request, reply: Reply) -> Cancel | None:
         """An exchange.Handler."""
         path = request.path.rstrip("/")
-        if path == _INDEX:
-            require_method(request, "POST")
-            reply(Response(HTTPStatus.OK, self._index(request)))
-            return None
+        if path.startswith(f"{_REPOSITORY}/"):
+            return self._for_repository(path.removeprefix(_REPOSITORY), request, reply)
         bodies: dict[str, Callable[[], bytes]] = {
             "/v2": lambda: server_body("tidegate", self._version, EXTENSIONS),
             "/v2/health/live": live_body,
@@ -105,21 +104,30 @@ class Root:
             return None
         raise not_found(request.path)
 
+    def _for_repository(self, path: str, request: Request, reply: Reply) -> Cancel | None:
+        if path == "/index":
+            require_method(request, "POST")
+            reply(Response(HTTPStatus.OK, self._index(request)))
+            return None
+        name, _, call = path.removeprefix("/models/").partition("/")
+        if not path.startswith("/models/") or call not in ("load", "unload"):
+            raise not_found(request.path)
+        require_method(request, "POST")
+        return later(self._changed(name, call, _parameters(request.body), request.headers), request, reply)
+
+    async def _changed(
+        self, name: str, call: str, parameters: Mapping[str, object], headers: Mapping[bytes, bytes]
+    ) -> Response:
+        if call == "load":
+            await self._repository.load(name, parameters, headers)
+        else:
+            await self._repository.unload(name, headers)
+        return Response(HTTPStatus.OK, b"{}")
+
     def _hold(self, name: str, request: Request, reply: Reply) -> Cancel:
         """Requests to an endpoint come here only while it has no replica that answers."""
         seconds = self._hold_s(name, request.headers)
-
-        async def hold() -> None:
-            try:
-                response = await self._holder.hand_over(name, seconds, "answer_http", request)
-            except Exception as error:  # noqa: BLE001 - told to the client, and in the log where nobody foresaw it
-                response = failure(error, request)
-            reply(response)
-
-        task = asyncio.get_running_loop().create_task(hold())
-        self._held.add(task)
-        task.add_done_callback(self._held.discard)
-        return task.cancel
+        return later(self._holder.hand_over(name, seconds, "answer_http", request), request, reply)
 
     async def call(self, method: str, request: Any, headers: Mapping[bytes, bytes]) -> Any:
         """A grpc_server.Call."""
@@ -134,6 +142,14 @@ class Root:
             return answer(models=self._listed(headers, only_ready=request.ready))
         if method == "ModelReady":
             return answer(ready=self._is_ready(self._endpoints.get(request.name), request.version))
+        if method.startswith("RepositoryModel"):
+            parameters = {
+                key: getattr(each, each.WhichOneof("parameter_choice") or "string_param")
+                for key, each in request.parameters.items()
+            }
+            call = method.removeprefix("RepositoryModel").lower()
+            await self._changed(request.model_name, call, parameters, headers)
+            return answer()
         name = request.model_name if method == "ModelInfer" else request.name
         seconds = self._hold_s(name, headers)
         asked = (method, request.SerializeToString(), dict(headers))
@@ -196,15 +212,28 @@ def _no_replica(name: str) -> UnavailableError:
 
 
 def _wants_ready(body: bytes) -> bool:
-    if not body:
-        return False
-    try:
-        asked = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"The body is not JSON: {error}", expected='nothing, or {"ready": true}') from error
-    if not isinstance(asked, dict) or not isinstance(asked.get("ready", False), bool):
+    wanted = _object(body, '{"ready": true}').get("ready", False)
+    if not isinstance(wanted, bool):
         raise RequestError("The body is not usable", expected='nothing, or {"ready": true}')
-    return bool(asked.get("ready", False))
+    return wanted
+
+
+def _parameters(body: bytes) -> dict[str, object]:
+    form = '{"parameters": {...}}'
+    parameters = _object(body, form).get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise RequestError("The body is not usable", expected=f"nothing, or {form}")
+    return parameters
+
+
+def _object(body: bytes, form: str) -> dict[str, object]:
+    try:
+        asked = orjson.loads(body or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"The body is not JSON: {error}", expected=f"nothing, or {form}") from error
+    if not isinstance(asked, dict):
+        raise RequestError("The body is not usable", expected=f"nothing, or {form}")
+    return asked
 
 
 def _package_version() -> str:

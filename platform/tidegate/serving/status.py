@@ -151,7 +151,7 @@ def _word(record: Record, view: View) -> str:
 def _message(record: Record, view: View) -> str:
     if record.failure is not None and record.rolling is None:
         return f"{record.failure.pinned.ref} does not serve: {record.failure.message}"
-    return view.message or ("asleep; the next request starts a replica" if _sleeps(record, view) else "")
+    return "asleep; the next request starts a replica" if _sleeps(record, view) else view.message
 
 
 def _sleeps(record: Record, view: View) -> bool:
