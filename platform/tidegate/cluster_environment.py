@@ -30,6 +30,8 @@ NODE_FLAGS = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # A replica that goes keeps its devices so long, for load balancers to hear of it; HAProxy hears within a second.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+    # Else a replica's warnings would wait in memory for a thousand others.
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_USAGE_STATS_ENABLED": "0",
 }

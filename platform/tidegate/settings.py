@@ -36,10 +36,16 @@ RAY_LOGS = Setting("TIDEGATE_RAY_LOGS", "0", "1 lets Ray's own log lines through
 LEDGER = Setting("TIDEGATE_LEDGER", "", "a directory: workers record every row they train on there (for audits)")
 TRACKING_URI = Setting("MLFLOW_TRACKING_URI", "", "an MLflow server to use instead of the SQLite file under home")
 API_KEY = Setting("TIDEGATE_API_KEY", "", "the key that endpoints are asked with")
+OTLP_ENDPOINT = Setting(
+    "OTEL_EXPORTER_OTLP_ENDPOINT", "", "a collector: replicas send it a span for each request, OTLP over HTTP"
+)
+OTLP_TRACES_ENDPOINT = Setting("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "", "the whole address, instead of that one's")
 SERVE_HOST = Setting("TIDEGATE_SERVE_HOST", "127.0.0.1", "the address where endpoints answer; beyond loopback: keys")
 SERVE_PORT = Setting("TIDEGATE_SERVE_PORT", "8000", "the port where endpoints answer")
 GRPC_PORT = Setting("TIDEGATE_GRPC_PORT", "9000", "the port where endpoints answer over gRPC")
 TLS_CERT = Setting("TIDEGATE_TLS_CERT", "", "a PEM file, certificate chain and private key: endpoints answer TLS alone")
+TRACING = (OTLP_ENDPOINT, OTLP_TRACES_ENDPOINT)
+"""Replicas send spans where one of them is set."""
 
 
 def serve_scheme() -> str:

@@ -30,6 +30,13 @@ from tidegate.spec.endpoint import Endpoint
 pytestmark = pytest.mark.cluster
 wait_for = partial(waiting.wait_for, seconds=120.0)
 DRAIN_MS = 600_000
+# `ray start` for another node on loopback, which Ray takes for a cluster of one machine.
+START = """
+import types
+from ray.scripts import scripts
+scripts.ray_constants = types.SimpleNamespace(**{**vars(scripts.ray_constants), "ENABLE_RAY_CLUSTER": True})
+scripts.main()
+"""
 # What is one's own on each node: where HAProxy keeps its files, and where it tells of itself.
 FILES = ("CONFIG_FILE_LOC", "SOCKET_PATH", "METRICS_SOCKET_PATH", "SERVER_STATE_BASE", "SERVER_STATE_FILE")
 
@@ -45,7 +52,7 @@ def node(local: LocalCluster, address: str, folder: Path) -> Iterator[None]:
     environment["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"] = str(folder)
     for name in ("METRICS", "STATS"):
         environment[f"RAY_SERVE_HAPROXY_{name}_PORT"] = str(free_port())
-    command = [str(Path(sys.executable).parent / "ray"), "start", f"--address={local.address}", "--block"]
+    command = [sys.executable, "-c", START, "start", f"--address={local.address}", "--block"]
     command += [f"--node-ip-address={address}", "--num-cpus=1", "--num-gpus=0", "--disable-usage-stats"]
     command += [f"--{name}=0" for name in ("min-worker-port", "max-worker-port", "metrics-export-port")]
     command += [f"--{name}=0" for name in ("dashboard-agent-listen-port", "dashboard-agent-grpc-port")]
@@ -66,6 +73,8 @@ def _url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("HOME", str(home))
         patch.setenv("TIDEGATE_HOME", str(home / "tidegate"))
         patch.setenv("TIDEGATE_SERVE_PORT", str(port := free_port()))
+        # Replicas must be reached by the address of their node.
+        patch.setenv("TIDEGATE_SERVE_HOST", "0.0.0.0")
         patch.setenv("OMP_NUM_THREADS", "1")
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
@@ -75,10 +84,11 @@ def _url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             quiet()
             for number in (2, 3):
                 nodes.enter_context(node(local, f"127.0.0.{number}", Path(local.temp_dir) / f"n{number}"))
-            wait_for(lambda: len(alive()) == 3)
+                # One after the other: nodes of one machine that start at once may choose the same socket.
+                wait_for(lambda number=number: len(alive()) == number)
             register(home / "models" / "1", 1)
             bounds = {"min": 2, "max": 2, "cpu": 1}
-            spec = {"name": "numbers", "model": "numbers@1", "replicas": bounds}
+            spec = {"name": "numbers", "model": "numbers@1", "replicas": bounds, "access": {"public": True}}
             yield deploy.deploy(Endpoint.model_validate(spec)).url
         finally:
             nodes.close()

@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tidegate import cluster, dashboard, haproxy, ray_token, releases, store
+from tidegate import cluster, dashboard, haproxy, ray_token, releases, settings, store
 from tidegate.cli.main import tidegate
 from tidegate.cluster_environment import MARK, NODE_FLAGS, NODE_PROGRAMS
 from tidegate.doctor import access, examine, kept, listener, machine, nodes, software
 from tidegate.doctor.finding import Finding
+from tidegate.doctor.look import TRACING, on_node
 from tidegate.doctor.sight import Node, look
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
@@ -209,6 +210,34 @@ def test_what_nodes_lack() -> None:
     assert nodes.devices([replace(NODE, resources={"CPU": 1.0}, cuda=None)]).state == "ok"
     assert machine.devices(8, 2, 1).state == "wrong"
     assert machine.devices(8, 0, None).state == "ok"
+
+
+def test_tracing_is_on_off_or_on_some_nodes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    on, unable = replace(NODE, traces=True), replace(NODE, address="10.0.0.2", traces=False)
+    assert [nodes.tracing(some).state for some in ([NODE], [on], [on, NODE], [on, unable])] == [
+        "ok",
+        "ok",
+        "warning",
+        "warning",
+    ]
+    assert "pip install 'tidegate[otel]'" in nodes.tracing([on, unable]).remedy
+    assert tuple(setting.name for setting in settings.TRACING) == TRACING
+
+    def seen() -> bool | None:
+        traces: bool | None = on_node("/", False, (), "", TRACING)["traces"]
+        return traces
+
+    for name in TRACING:
+        monkeypatch.delenv(name, raising=False)
+    assert seen() is None
+    monkeypatch.setenv(TRACING[1], "http://127.0.0.1:4318/v1/traces")
+    assert seen() is True
+
+    def find(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr("importlib.util.find_spec", find)
+    assert seen() is False
 
 
 def test_a_port_names_who_has_it(home: Path) -> None:

@@ -123,6 +123,7 @@ def _as_driver(named: Named, home: Path) -> Iterator[Finding]:
     yield nodes.flags(sight.nodes)
     yield nodes.packages(sight.nodes)
     yield nodes.devices(sight.nodes)
+    yield nodes.tracing(sight.nodes)
     yield kept.shared(home, nodes_seen, [node.address for node in sight.nodes if not node.sees])
     if sight.silent:
         yield nodes.silent(sight.silent)

@@ -12,9 +12,12 @@ from typing import Any
 ANSWER_S = 45.0
 NEEDED = ("torch", "torchmetrics", "pyarrow", "safetensors", "tokenizers", "mlflow", "sqlalchemy", "pydantic", "yaml")
 COUNT = "import torch; print(torch.cuda.device_count())"
+TRACING = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
-def on_node(file: str, has_gpus: bool, needed: tuple[str, ...], count: str) -> dict[str, Any]:
+def on_node(
+    file: str, has_gpus: bool, needed: tuple[str, ...], count: str, collector: tuple[str, ...]
+) -> dict[str, Any]:
     """Executed on a node."""
     import importlib.util
     import os
@@ -27,12 +30,19 @@ def on_node(file: str, has_gpus: bool, needed: tuple[str, ...], count: str) -> d
         shown = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
         done = subprocess.run([sys.executable, "-c", count], env=shown, capture_output=True, text=True, check=False)
         cuda = int(done.stdout) if done.returncode == 0 else 0
+    traces = None
+    if any(os.environ.get(name) for name in collector):
+        try:
+            traces = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+        except ModuleNotFoundError:
+            traces = False
     names = ("RAY_AUTH_MODE", "RAY_SERVE_", "RAY_TRAIN_", "TIDEGATE_HOME")
     return {
         "variables": {name: value for name, value in os.environ.items() if name.startswith(names)},
         "sees": os.path.exists(file),
         "cuda": cuda,
         "missing": [name for name in needed if importlib.util.find_spec(name) is None],
+        "traces": traces,
     }
 
 
@@ -51,7 +61,7 @@ def look(address: str, file: str) -> dict[str, Any]:
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     asked = {
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(
-            file, bool(node["Resources"].get("GPU")), NEEDED, COUNT
+            file, bool(node["Resources"].get("GPU")), NEEDED, COUNT, TRACING
         ): node
         for name, node in nodes.items()
     }

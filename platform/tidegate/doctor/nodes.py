@@ -49,6 +49,19 @@ def packages(nodes: Sequence[Node]) -> Finding:
     return wrong(name, told, "install Tidegate's dependencies (pyproject.toml) on every node")
 
 
+def tracing(nodes: Sequence[Node]) -> Finding:
+    """Whether replicas send spans, wherever they run."""
+    name = "tracing"
+    told = [node for node in nodes if node.traces is not None]
+    unable = [node.address for node in told if not node.traces]
+    if unable:
+        return warning(name, f"no spans from {', '.join(unable[:5])}", "pip install 'tidegate[otel]' there")
+    if told and len(told) < len(nodes):
+        remedy = "export OTEL_EXPORTER_OTLP_ENDPOINT before `ray start` on every node"
+        return warning(name, f"spans from {len(told)} of {len(nodes)} nodes", remedy)
+    return fine(name, "replicas send spans" if told else "off; OTEL_EXPORTER_OTLP_ENDPOINT turns it on")
+
+
 def devices(nodes: Sequence[Node]) -> Finding:
     """CPUs and GPUs as Ray counts them; where it counts GPUs, torch must be able to use them."""
     name = "cluster devices"

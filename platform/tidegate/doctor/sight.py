@@ -17,7 +17,8 @@ class Node:
     """A living node: its resources as Ray counts them, and what a process that Ray starts there finds.
 
     `variables` are the environment's for Ray. `sees` tells whether a file of this machine is there; `cuda` how many
-    GPUs torch can use, None on a node without GPUs; `missing` the packages it lacks.
+    GPUs torch can use, None on a node without GPUs; `missing` the packages it lacks; `traces` whether it can send spans
+    to the collector that it is told, None where it is told none.
     """
 
     address: str
@@ -26,6 +27,7 @@ class Node:
     sees: bool
     cuda: int | None
     missing: list[str]
+    traces: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class GrpcApi:
         if method == "ModelConfig":
             return grpc_codec.config(name, signature, loaded.batcher.max_rows)
         if method == "ModelStatistics":
-            return message("ModelStatisticsResponse")(model_stats=[self._inference.meter.statistics(name, version)])
+            return message("ModelStatisticsResponse")(model_stats=[await self._inference.statistics(loaded)])
         raise HttpError(HTTPStatus.NOT_IMPLEMENTED, f"an endpoint has no {method}")
 
     async def _infer(self, request: Any, headers: Mapping[bytes, bytes]) -> Any:
@@ -62,7 +62,7 @@ class GrpcApi:
                 answer.set_exception(told)
             return int(told.status)
 
-        cancel = self._inference.infer(headers, read, write, refuse)
+        cancel = self._inference.infer(headers, read, write, refuse, "grpc")
         try:
             return await answer
         except asyncio.CancelledError:

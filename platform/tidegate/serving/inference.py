@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tidegate.errors import UnavailableError
 from tidegate.protocol import InferRequest
@@ -16,7 +16,8 @@ from tidegate.serving.batching import Batcher, Rows, Ticket
 from tidegate.serving.exchange import Cancel, HttpError
 from tidegate.serving.gate import Gate, Pass
 from tidegate.serving.limits import Limits
-from tidegate.serving.meter import Meter
+from tidegate.serving.meter import Meter, summed
+from tidegate.serving.tracing import Ended, Protocol, Tracing
 
 if TYPE_CHECKING:
     from tidegate.loaded import Model
@@ -50,6 +51,9 @@ class Inference:
         self.name = name
         self.meter = meter
         self.log: AccessLog | None = None
+        self.tracing: Tracing | None = None
+        self.others: Callable[[], Awaitable[list[dict[str, Any]]]] | None = None
+        """Asks the endpoint's other replicas for their statistics."""
         self._gate = gate
         self._waiting: set[asyncio.Task[None]] = set()
 
@@ -63,9 +67,17 @@ class Inference:
         """The tenant who asks about the endpoint. Raises HttpError."""
         return self._gate.check(headers)
 
-    def infer(self, headers: Mapping[bytes, bytes], read: Read, write: Write, refuse: Refuse) -> Cancel | None:
+    async def statistics(self, loaded: Loaded) -> dict[str, Any]:
+        """Of all replicas that serve the same version, as far as they answer."""
+        own = self.meter.statistics(self.name, str(loaded.version))
+        others = await self.others() if self.others is not None else []
+        return summed([own, *(each for each in others if each["version"] == own["version"])])
+
+    def infer(
+        self, headers: Mapping[bytes, bytes], read: Read, write: Write, refuse: Refuse, protocol: Protocol = "http"
+    ) -> Cancel | None:
         """Has the request answered, by `write` or by `refuse`; what is returned is called when nobody waits for it."""
-        call = _Call(self, self._gate, headers, read, write, refuse)
+        call = _Call(self, self._gate, headers, read, write, refuse, protocol)
         try:
             if call.enter():
                 return call.cancel
@@ -87,16 +99,17 @@ class _Call:
         read: Read,
         write: Write,
         refuse: Refuse,
+        protocol: Protocol,
     ) -> None:
         self._inference, self._gate, self._headers = inference, gate, headers
-        self._read, self._write, self._refuse = read, write, refuse
+        self._read, self._write, self._refuse, self._protocol = read, write, refuse, protocol
         self._arrived = time.perf_counter()
         self._tenant = ""
         self._pass: Pass | None = None
         self._loaded: Loaded | None = None
         self._ticket: Ticket | None = None
         self._asked: InferRequest | None = None
-        self._read_s = 0.0
+        self._read_s = self._computed = 0.0
         self._is_over = False
 
     def enter(self) -> bool:
@@ -131,6 +144,7 @@ class _Call:
         assert self._asked is not None
         assert self._ticket is not None
         answered, ticket = time.perf_counter(), self._ticket
+        self._computed = answered
         try:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -152,7 +166,7 @@ class _Call:
 
     def fail(self, error: Exception) -> None:
         if not self._is_over:
-            self._leave(self._refuse(error))
+            self._leave(self._refuse(error), error)
 
     def cancel(self) -> None:
         """The client has gone, or has been told that it took too long."""
@@ -161,13 +175,16 @@ class _Call:
                 self._loaded.batcher.cancel(self._ticket)
             self._leave(_GONE)
 
-    def _leave(self, status: int) -> None:
+    def _leave(self, status: int, error: Exception | None = None) -> None:
         self._is_over = True
-        seconds = time.perf_counter() - self._arrived
+        left = time.perf_counter()
+        seconds = left - self._arrived
         self._inference.meter.answered(self._tenant, status, seconds)
         log = self._inference.log
         if log is not None and log.wants():
             log.write(self._line(status, seconds))
+        if self._inference.tracing is not None:
+            self._inference.tracing.tell(self._ended(status, error, left))
         if self._pass is not None:
             self._gate.leave(self._pass)
 
@@ -182,6 +199,12 @@ class _Call:
         if sent_id := self._headers.get(b"x-request-id"):
             line["request_id"] = sent_id.decode("latin-1")
         return line
+
+    def _ended(self, status: int, error: Exception | None, left: float) -> Ended:
+        """What a span has of the request."""
+        version = self._loaded.version if self._loaded is not None else None
+        times = (self._arrived, self._computed, left)
+        return Ended(self._headers, self._protocol, self._tenant, version, self._ticket, status, error, *times)
 
 
 def check_version(asked: str, loaded: Loaded) -> None:
