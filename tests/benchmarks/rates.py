@@ -42,12 +42,12 @@ def measured(folder: Path, rate: float, seconds: int) -> bool:
         reached = []
         for replicas in (2, 4):
             bounds = {"min": replicas, "max": replicas, "cpu": 0.1}
-            access = {"tenants": {"acme": {"requests_per_s": rate, "burst": 1}}}
+            access = {"tenants": {"acme": {"requests_per_s": rate}}}
             spec = {"name": "numbers", "model": "numbers", "replicas": bounds, "access": access}
             url = tg.deploy(tg.Endpoint.model_validate(spec)).url + "/infer"
             request = post(url, json.dumps(BODY).encode(), {"Authorization": f"Bearer {key}"})
             time.sleep(2)  # Every replica has read the key, and asked for its share.
-            offer(url, request, 2 * rate, 5)
+            offer(url, request, 2 * rate, 5)  # What may come at once has gone.
             answers = offer(url, request, 2 * rate, seconds)
             got = answers.statuses[200] / seconds
             is_so = abs(got / rate - 1) <= WITHIN
