@@ -15,8 +15,8 @@ from tidegate.serving.ledger import Account, Ask, Grant, Ledger, Rule
 AHEAD_S = 0.1
 """Tokens are asked for so long before they are needed."""
 PATIENCE_S = 0.1
-"""How long a request waits for a slot that another replica may be about to give back."""
-MAX_WAITING = 64
+"""How long a request waits for a slot that another replica may be about to give back; longer if the ledger does."""
+MAX_WAITING = 512
 HEARTBEAT_S = 1.0
 _PAUSE_S = 0.02
 _ANSWER_S = 1.0
@@ -83,7 +83,8 @@ class Allowance:
         """What to ask for. Tokens and slots that are not needed are let go with it."""
         self._estimate()
         if self._per_s or self.waiting:
-            tokens = max(0, self.waiting + self._ahead() - self.tokens)
+            # As many again as wait: until the pace is known, what is held doubles from one answer to the next.
+            tokens = max(0, self.waiting + max(self._ahead(), self.waiting) - self.tokens)
         else:
             tokens, self.tokens = -self.tokens, 0
         self.idle = min(self.idle, self.waiting if self.is_scarce else max(self.waiting, self._ahead()))
@@ -118,6 +119,7 @@ class Quota:
         self._news = asyncio.Event()
         self._granted = asyncio.Condition()
         self._complained = -math.inf
+        self._rounds = 0
 
     def set_rules(self, rules: Mapping[str, Rule]) -> None:
         for tenant in self._allowances.keys() - rules.keys():
@@ -148,14 +150,15 @@ class Quota:
 
     async def wait(self, tenant: str) -> Allowance | None:
         """For a request that `take` did not let in at once. Raises HttpError 429."""
-        until = time.monotonic() + PATIENCE_S
+        until, rounds = time.monotonic() + PATIENCE_S, self._rounds
         allowance = self._allowances.get(tenant)
         if allowance is not None and allowance.waiting >= MAX_WAITING:
             raise _too_many(1.0)
         while allowance is not None and not allowance.take():
             if allowance.is_refused:
                 raise _too_many(allowance.refused_until - time.monotonic())
-            if time.monotonic() > until:
+            # The first answer that comes may be to a question from before this request.
+            if time.monotonic() > until and self._rounds > rounds + 1:
                 raise _too_many(1.0)
             allowance.waiting += 1
             self._news.set()
@@ -188,6 +191,7 @@ class Quota:
         asks = {(self._endpoint, tenant): (allowance.rule, allowance.ask()) for tenant, allowance in asked.items()}
         for (_, tenant), grant in (await self._grants(asks)).items():
             asked[tenant].granted(grant)
+        self._rounds += 1
         async with self._granted:
             self._granted.notify_all()
 
