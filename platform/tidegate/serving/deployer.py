@@ -7,6 +7,7 @@ applications are handed back as they stand.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
@@ -36,6 +37,8 @@ from tidegate.spec.endpoint import Endpoint
 LOOPBACK = "127.0.0.1"
 _IDLE_S = 2.0
 _BUSY_S = 0.2
+# So long Serve's proxies usually take to hear of a replica; nothing is said of it before.
+_USUAL_S = 15.0
 _STATS_TIMEOUT_S = 2.0
 _ANY_SERVICE = "ray.serve.generated.serve_pb2_grpc.add_RayServeAPIServiceServicer_to_server"
 _LEAVING = ("DEPLOY_FAILED", "DELETING")
@@ -59,6 +62,8 @@ class Deployer:
         self._records = desired.load_all()
         self._retries: set[str] = set()
         self._notes: dict[str, str] = {}
+        self._unanswered: dict[str, float] = {}
+        """Since when an endpoint's replicas are ready and its address does not answer."""
         self._details: dict[str, Any] = {}
         self._trouble = ""
         self._published: dict[str, Any] = {}
@@ -215,6 +220,7 @@ class Deployer:
         message = failure_of(seen, stats, config)
         if message is not None:
             LOGGER.error("Endpoint %s: %s does not serve: %s", record.endpoint.name, record.rolling.ref, message)
+            self._unanswered.pop(record.endpoint.name, None)
             self._replace(record, record.failed(message))
         elif serves(seen, stats, config, max(1, record.endpoint.replicas.min)):
             self._confirm(record)
@@ -227,10 +233,11 @@ class Deployer:
         if answers_ready(host, port, name, record.rolling.version):
             LOGGER.info("Endpoint %s serves %s.", name, record.rolling.ref)
             self._notes.pop(name, None)
+            self._unanswered.pop(name, None)
             self._replace(record, record.settled())
             # The root is to tell of it at once.
             self._wake.set()
-        else:
+        elif time.monotonic() - self._unanswered.setdefault(name, time.monotonic()) > _USUAL_S:
             self._notes[name] = (
                 f"the replicas are ready, but {host}:{port} does not answer for them: see Serve's proxy log"
             )
