@@ -217,6 +217,15 @@ def _not_found(sections: list[_Section], _: Options) -> None:
     )
 
 
+def _no_upgrades(sections: list[_Section], _: Options) -> None:
+    """Java's own client offers HTTP/2 with each first request, which a server may leave out of account."""
+    frontend = _find(sections, _HTTP_FRONTEND)
+    place = next((place for place, line in enumerate(frontend) if line.strip().startswith("bind ")), None)
+    if place is None:
+        raise _NoPlace(f"no bind in {_HTTP_FRONTEND!r}")
+    frontend.insert(place + 1, "    http-request del-header upgrade if { path_beg /v2 }")
+
+
 def _tls_of_http(sections: list[_Section], options: Options) -> None:
     if options.tls_cert:
         _swap(_find(sections, _HTTP_FRONTEND), r"(\s*bind \S+:\d+)", _with_tls(options.tls_cert, "h2,http/1.1"))
@@ -291,6 +300,7 @@ _EDITS = (
         _not_found,
         _silence,
         _memory,
+        _no_upgrades,
     ),
     *(_tls_of_http, _tls_of_grpc, _grpc_routes, _held_requests),
 )

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tidegate.errors import RequestError, UnavailableError
-from tidegate.serving.batching import RECENT_PASSES, SLOW_S, Batcher, Rows
+from tidegate.serving import batching
+from tidegate.serving.batching import (
+    BACK_OFF,
+    RECENT_PASSES,
+    SLOW_S,
+    STEP_ROWS,
+    Batcher,
+    Rows,
+    Ticket,
+)
 
 WAIT_S = 10.0
 
@@ -217,6 +228,23 @@ def test_cancelling_a_request_that_computes_harms_nobody() -> None:
     run(test)
 
 
+def test_who_cancelled_while_it_was_computed_is_told_nothing() -> None:
+    async def test() -> None:
+        model = Doubling()
+        batcher = Batcher(model.predict, 4)
+        model.gate.clear()
+        answers: list[Rows | Exception] = []
+        ticket = batcher.submit(rows(1), answers.append)
+        assert await asyncio.to_thread(model.entered.acquire, timeout=WAIT_S)
+        batcher.cancel(ticket)
+        model.gate.set()
+        assert values(await ask(batcher, rows(2))) == [4]
+        await batcher.close()
+        assert answers == []
+
+    run(test)
+
+
 def test_a_full_queue_refuses() -> None:
     async def test() -> None:
         model = Doubling()
@@ -311,3 +339,176 @@ def test_a_quick_model_is_asked_on_the_loop_and_a_slow_one_is_not() -> None:
         await batcher.close()
 
     asyncio.run(main())
+
+
+class Timed:
+    """A model whose passes take as long as the test says, on a clock of its own: nothing waits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, row_s: float, pass_s: float = 0.0) -> None:
+        self.row_s, self.pass_s = row_s, pass_s
+        self.now = 0.0
+        self.passes: list[int] = []
+        self.told: list[tuple[int, float]] = []
+        monkeypatch.setattr(batching, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def predict(self, inputs: Rows) -> Rows:
+        self.passes.append(len(inputs["x"]))
+        self.now += self.pass_s + self.row_s * len(inputs["x"])
+        return {"y": inputs["x"] * 2}
+
+    def batcher(self, max_rows: int, target_s: float | None, **options: Any) -> Batcher:
+        options = {"max_waiting": 10_000, **options}
+        return Batcher(self.predict, max_rows, target_s=target_s, on_pass=self.tell, **options)
+
+    def tell(self, num_rows: int, seconds: float) -> None:
+        self.told.append((num_rows, seconds))
+
+
+async def ask_single_rows(batcher: Batcher, times: int) -> None:
+    """All at once, so that passes are as full as they may be."""
+    answers = await asyncio.gather(*(ask(batcher, rows(number)) for number in range(times)))
+    assert [values(answer) for answer in answers] == [[2 * number] for number in range(times)]
+
+
+def test_a_pass_grows_to_what_half_of_the_target_allows_and_stays_about_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        model = Timed(monkeypatch, row_s=0.001)
+        batcher = model.batcher(64, 0.1)
+        # Half of the target is what 50 rows take.
+        await ask_single_rows(batcher, 3000)
+        await batcher.close()
+        assert model.passes[0] == 64
+        settled = model.passes[10:-1]
+        assert max(settled) <= 50 + STEP_ROWS
+        assert min(settled) >= BACK_OFF * 50 - 1
+        # It tries more again and again.
+        assert max(settled) >= 50
+        steps = {after - before for before, after in itertools.pairwise(settled)}
+        assert {step for step in steps if step > 0} == {STEP_ROWS}
+
+    run(test)
+
+
+def test_a_model_that_has_become_faster_gets_fuller_passes_up_to_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        model = Timed(monkeypatch, row_s=0.01)
+        batcher = model.batcher(32, 0.1)
+        await ask_single_rows(batcher, 200)
+        assert batcher.pass_rows <= 5 + STEP_ROWS
+        model.row_s = 0.0001
+        await ask_single_rows(batcher, 2000)
+        await batcher.close()
+        assert batcher.pass_rows == max(model.passes) == 32
+
+    run(test)
+
+
+def test_a_row_that_takes_longer_than_the_target_is_no_reason_for_passes_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        # Ten rows take less than twice what one does.
+        model = Timed(monkeypatch, row_s=0.01, pass_s=1.0)
+        batcher = model.batcher(10, 0.1)
+        await ask_single_rows(batcher, 1)
+        await ask_single_rows(batcher, 200)
+        await batcher.close()
+        assert batcher.pass_rows == 10
+        assert set(model.passes[1:]) == {10}
+
+    run(test)
+
+
+def test_without_a_target_passes_are_as_full_as_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        model = Timed(monkeypatch, row_s=100.0)
+        batcher = model.batcher(8, None)
+        await ask_single_rows(batcher, 40)
+        await batcher.close()
+        assert model.passes == [8] * 5
+
+    run(test)
+
+
+def test_one_large_request_does_not_change_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        model = Timed(monkeypatch, row_s=0.01)
+        batcher = model.batcher(32, 0.1)
+        await ask_single_rows(batcher, 200)
+        learned = batcher.pass_rows
+        assert values(await ask(batcher, rows(*range(32)))) == [2 * number for number in range(32)]
+        await batcher.close()
+        assert model.passes[-1] == 32
+        assert batcher.pass_rows == learned
+
+    run(test)
+
+
+def test_a_queue_is_bounded_by_the_time_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        model = Timed(monkeypatch, row_s=1.0)
+        batcher = model.batcher(2, None, max_wait_s=9.5)
+        # Nothing is known of a model that has not been asked: its queue is bounded by its requests alone.
+        await ask_single_rows(batcher, 40)
+        # A pass takes two seconds for two rows.
+        answers: list[Rows | Exception] = []
+        assert len(fill(batcher, answers.append)) == 10
+        while len(answers) < 10:
+            await asyncio.sleep(0)
+        # As soon as they are answered, as many are taken again.
+        assert len(fill(batcher)) == 10
+        await batcher.close()
+        assert model.passes == [2] * 30
+
+    run(test)
+
+
+def fill(batcher: Batcher, done: Callable[[Rows | Exception], None] = lambda _: None) -> list[Ticket]:
+    """Requests of one row until one is refused."""
+    tickets: list[Ticket] = []
+    with pytest.raises(UnavailableError, match="are waiting already"):
+        submit_for_ever(batcher, tickets, done)
+    return tickets
+
+
+def submit_for_ever(batcher: Batcher, tickets: list[Ticket], done: Callable[[Rows | Exception], None]) -> None:
+    while True:
+        tickets.append(batcher.submit(rows(1), done))
+
+
+def test_a_pass_is_told_of_and_its_time_is_shared_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        model = Timed(monkeypatch, row_s=0.25)
+        batcher = model.batcher(8, None)
+        answers: list[Rows | Exception] = []
+        model.now = 5.0
+        tickets = [batcher.submit(rows(*range(size)), answers.append) for size in (1, 3, 2, 4)]
+        await batcher.close()
+        assert len(answers) == 4
+        assert model.told == [(6, 1.5), (4, 1.0)]
+        assert [ticket.share_s for ticket in tickets] == [0.25, 0.75, 0.5, 1.0]
+        assert [ticket.arrived for ticket in tickets] == [5.0] * 4
+        assert [ticket.started for ticket in tickets] == [5.0, 5.0, 5.0, 6.5]
+
+    run(test)
+
+
+def test_what_is_cancelled_counts_no_longer_among_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        model = Timed(monkeypatch, row_s=1.0)
+        batcher = model.batcher(1, None, max_wait_s=4.5)
+        await ask_single_rows(batcher, 3)
+        answers: list[Rows | Exception] = []
+        first = fill(batcher, answers.append)
+        for ticket in first:
+            batcher.cancel(ticket)
+            # Once is enough.
+            batcher.cancel(ticket)
+        assert batcher.num_waiting == 0
+        second = fill(batcher, answers.append)
+        assert len(second) == len(first) == 5
+        await batcher.close()
+        assert len(answers) == 5
+        assert model.passes == [1] * 8
+
+    run(test)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -18,52 +17,26 @@ from hypothesis import strategies as st
 from tidegate import keys
 from tidegate.errors import RequestError
 from tidegate.serving import grpc_codec
-from tidegate.serving.batching import Batcher, Rows
-from tidegate.serving.gate import Access, Gate, KeyWatch
+from tidegate.serving.gate import Access
 from tidegate.serving.grpc_api import GrpcApi
 from tidegate.serving.grpc_messages import METHODS, SERVICE, message
 from tidegate.serving.grpc_server import GrpcServer
-from tidegate.serving.inference import Inference, Loaded
-from tidegate.serving.limits import Limits
-from tidegate.serving.meter import Meter
-from tidegate.serving.quota import Quota
-from tidegate.signature import DATATYPES, Signature, TensorSpec
+from tidegate.signature import DATATYPES
+from tiny_endpoint import GOOD, SIGNATURE, Tiny
 
 WAIT_S = 20.0
-SIGNATURE = Signature(
-    (TensorSpec("x", "FP32", (-1, 2)), TensorSpec("word", "BYTES", (-1,)), TensorSpec("n", "INT64", (-1,))),
-    (TensorSpec("sum", "FP32", (-1,)), TensorSpec("shout", "BYTES", (-1,))),
-)
-GOOD = {"x": [[1.0, 2.0], [3.0, 4.0]], "word": ["a", "Grüße"], "n": [10, 20]}
 
 
-def predict(inputs: Rows) -> Rows:
-    if "boom" in inputs["word"].tolist():
-        raise ZeroDivisionError
-    if "no" in inputs["word"].tolist():
-        raise RequestError("a word that is not liked")
-    shout = np.array([str(word).upper() for word in inputs["word"]], dtype=object)
-    return {"sum": (inputs["x"].sum(axis=1) + inputs["n"]).astype(np.float32), "shout": shout}
-
-
-class Endpoint:
+class Endpoint(Tiny):
     """A served endpoint `tiny`, and a channel to it."""
 
+    channel: grpc.aio.Channel
+
     def __init__(self, access: Access) -> None:
-        self.limits = Limits(body_bytes=100_000, rows=8)
+        super().__init__(access)
         self.ongoing: list[int] = []
         self.healthy = True
-        watch = KeyWatch()
-        watch.refresh()
-        gate = Gate("tiny", watch, Quota("tiny", lambda _: asyncio.sleep(0, {})))
-        gate.set_access(access)
-        self.meter = Meter()
-        self.inference = Inference("tiny", self.meter, gate)
         self.api = GrpcApi(self.inference)
-
-    def load(self, version: int = 3) -> None:
-        model: Any = SimpleNamespace(signature=SIGNATURE)
-        self.inference.loaded = Loaded(version, model, Batcher(predict, 4, on_pass=self.meter.passed), self.limits)
 
     async def call(self, method: str, request: Any = None, *, key: str = "", path: str = SERVICE, **fields: Any) -> Any:
         """The answer, or the code and the sentence of a refusal."""
@@ -75,6 +48,11 @@ class Endpoint:
         except grpc.aio.AioRpcError as error:
             return error.code().name, error.details()
         return message(f"{method}Response").FromString(answer) if path == SERVICE else answer
+
+    async def until_idle(self) -> None:
+        """A request is counted down just after its answer has left."""
+        while sum(self.ongoing):
+            await asyncio.sleep(0.01)
 
     async def health(self) -> tuple[bool, str]:
         return self.healthy, "success" if self.healthy else "DRAINING"
@@ -131,6 +109,7 @@ def test_the_answer_comes_as_the_question_came(as_bytes: bool) -> None:
             assert list(answer.outputs[0].contents.fp32_contents) == [13.0, 27.0]
             assert [text.decode() for text in answer.outputs[1].contents.bytes_contents] == ["A", "GRÜSSE"]
             assert list(answer.raw_output_contents) == []
+        await endpoint.until_idle()
         assert endpoint.ongoing == [1, -1]
         assert endpoint.meter.rows == 2
 
@@ -252,7 +231,7 @@ def test_tensors_that_do_not_fit() -> None:
         )
         code, _ = await endpoint.call("ModelInfer", b"\x0a\x00" * 60_000)
         assert code == "RESOURCE_EXHAUSTED"
-        assert sum(endpoint.ongoing) == 0
+        await endpoint.until_idle()
 
     run(test)
 

@@ -54,6 +54,9 @@ class Replica(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         what = self.path.rpartition("/")[2]
+        if what == "headers":
+            self._answer(" ".join(name.lower() for name in self.headers).encode())
+            return
         if what == "never":
             self.rfile.read(1)
         elif what == "garbage":
@@ -396,6 +399,18 @@ def test_a_body_that_is_malformed(served: Ports) -> None:
         found = answer()
     assert found.status == 400
     assert error_in(found).startswith("the request is not well-formed HTTP")
+
+
+def test_an_offer_of_another_protocol_does_not_reach_replicas(served: Ports) -> None:
+    with socket.create_connection((HOST, served.http), timeout=10) as client:
+        offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+        client.sendall(b"POST /v2/models/a/headers HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n" + offer + b"\r\n{}")
+        answer = b""
+        while b"content-length" not in answer.partition(b"\r\n\r\n")[2]:
+            answer += (received := client.recv(4096))
+            assert received
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"upgrade" not in answer.partition(b"\r\n\r\n")[2].split()
 
 
 def test_rays_own_pages_stay(served: Ports) -> None:

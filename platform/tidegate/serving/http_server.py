@@ -7,6 +7,7 @@ of the event loop for each request. Here a request is handled where its last byt
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
@@ -102,8 +103,11 @@ class HttpServer:
         self.date = formatdate(usegmt=True).encode()
         now = loop.time()
         for connection in list(self.connections):
-            if now > connection.deadline:
-                connection.overdue()
+            try:
+                connection.check(now)
+            except Exception:  # noqa: BLE001 - one connection's fault must not end the deadlines of all others
+                LOGGER.exception("A connection's deadline could not be kept; it is cut off.")
+                connection.abort()
         if self.connections or not self._exit.is_set():
             loop.call_later(_SWEEP_S, self._sweep, loop)
 
@@ -122,7 +126,10 @@ class _Connection(asyncio.Protocol):
         self._keep_alive = True
         self._lingers = False
         self._is_closing = False
+        self._has_ended = False
         self.deadline = self._loop.time() + IDLE_S
+        self.leave_by = math.inf
+        """When what is written has to have left; finite while the client does not read it."""
         self._fresh()
 
     def _fresh(self) -> None:
@@ -131,7 +138,9 @@ class _Connection(asyncio.Protocol):
         self._header_bytes = 0
         self._chunks: list[bytes] = []
         self._body_bytes = 0
+        self._unseen_bytes = 0
         self._arriving = False
+        self._is_past_head = False
 
     # What asyncio calls.
 
@@ -154,28 +163,38 @@ class _Connection(asyncio.Protocol):
             self._done_with_current()
 
     def eof_received(self) -> bool:
-        # A client may stop sending and still wait for the answer.
-        return self._current is not None
+        # A client may stop sending and still wait for the answer. Its end is not read before the queue is empty.
+        self._has_ended = True
+        return self._is_busy
 
     def data_received(self, data: bytes) -> None:
         if self._lingers:
             return
+        headers, known = self._headers, self._header_bytes + self._body_bytes
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(HttpError(HTTPStatus.BAD_REQUEST, "this server changes to no other protocol"))
+            if self._headers is headers and self._header_bytes + self._body_bytes == known:
+                # The parser keeps a header to itself until its end, and that may never come.
+                self._unseen_bytes += len(data)
+                self._check_head(self._unseen_bytes)
+            else:
+                self._unseen_bytes = 0
+        except HttpError as error:
+            self._refuse(error)
         except httptools.HttpParserCallbackError as error:
             self._refuse(error.__context__ if isinstance(error.__context__, HttpError) else error)
         except httptools.HttpParserError as error:
             self._refuse(HttpError(HTTPStatus.BAD_REQUEST, f"the request is no HTTP/1.1: {error}"))
 
     def pause_writing(self) -> None:
-        self.deadline = self._loop.time() + ARRIVE_S
+        self.leave_by = self._loop.time() + ARRIVE_S
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self.deadline = self._loop.time() + IDLE_S
-        if not self._queue:
+        self.leave_by = math.inf
+        if self._queue:
+            self._start_next()
+        else:
             self._transport.resume_reading()
 
     # What httptools calls.
@@ -183,7 +202,7 @@ class _Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._fresh()
         self._arriving = True
-        if self._current is None:
+        if not self._is_busy:
             self.deadline = self._loop.time() + ARRIVE_S
 
     def on_url(self, url: bytes) -> None:
@@ -191,17 +210,25 @@ class _Connection(asyncio.Protocol):
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes | None) -> None:
-        self._headers[name.lower()] = value or b""
+        # What a trailer says was not there when the request was let in, by whoever stands before this server.
+        if not self._is_past_head:
+            self._headers[name.lower()] = value or b""
         self._count(len(name) + len(value or b"") + 4)
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
-        if self._header_bytes > HEADER_BYTES:
+        self._check_head(self._header_bytes)
+
+    def _check_head(self, size: int) -> None:
+        if size > HEADER_BYTES:
             raise HttpError(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the headers have more than {HEADER_BYTES} bytes"
             )
 
     def on_headers_complete(self) -> None:
+        self._is_past_head = True
+        if self._parser.should_upgrade():
+            raise HttpError(HTTPStatus.BAD_REQUEST, "this server changes to no other protocol")
         stated = self._headers.get(b"content-length", b"0")
         length = int(stated) if stated.isdigit() else 0
         self._check_size(length)
@@ -226,13 +253,20 @@ class _Connection(asyncio.Protocol):
         request = Request(self._parser.get_method().decode("latin-1"), _path(self._url), self._headers, body)
         keep_alive = self._parser.should_keep_alive()
         self._fresh()
-        if self._current is None:
+        if self._is_closing:
+            self._release(len(body))
+        elif not self._is_busy and self.leave_by == math.inf:
             self._start(request, keep_alive)
         else:
             self._queue.append((request, keep_alive))
             self._transport.pause_reading()
 
     # One request after the other.
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether a request has arrived that is not answered."""
+        return self._current is not None or bool(self._queue)
 
     def _start(self, request: Request, keep_alive: bool) -> None:
         self._current, self._keep_alive = request, keep_alive
@@ -246,19 +280,21 @@ class _Connection(asyncio.Protocol):
         request = self._current
         if request is None:
             return
-        keep_alive = self._keep_alive and not self._server.should_exit
+        keep_alive = self._keep_alive and not self._server.should_exit and not self._has_ended
         self._write(request, response, keep_alive)
         self._done_with_current()
         if not keep_alive:
             self._close()
-        elif self._queue:
+            return
+        self.deadline = self._loop.time() + (ARRIVE_S if self._arriving else IDLE_S)
+        if self._queue:
             # On the loop, not here: a long pipeline would be a deep stack.
             self._loop.call_soon(self._start_next)
-        else:
-            self.deadline = self._loop.time() + (ARRIVE_S if self._arriving else IDLE_S)
 
     def _start_next(self) -> None:
-        if self._queue and self._current is None and not self._is_closing:
+        # Not while the client leaves the answer before unread: it would have any number of them kept here.
+        is_free = self._current is None and not self._is_closing and self.leave_by == math.inf
+        if self._queue and is_free:
             request, keep_alive = self._queue.popleft()
             if not self._queue:
                 self._transport.resume_reading()
@@ -297,7 +333,7 @@ class _Connection(asyncio.Protocol):
         """Answers a request that has not arrived whole, and takes no further ones."""
         if self._is_closing or self._lingers:
             return
-        if self._current is not None:
+        if self._is_busy:
             # An answer now would be taken for that of the request under way.
             self.abort()
             return
@@ -307,20 +343,26 @@ class _Connection(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
-    def overdue(self) -> None:
-        """`deadline` has passed."""
+    def check(self, now: float) -> None:
+        """Ends what takes too long."""
+        if now > self.leave_by:
+            self.abort()
+        elif now > self.deadline:
+            self._overdue()
+
+    def _overdue(self) -> None:
         if self._current is not None and not self._is_closing:
             if self._cancel is not None:
                 self._cancel()
             self._keep_alive = False
             self._reply(failure(late(self._server.limits().timeout_s), self._current))
-        elif self._arriving and not self._lingers:
+        elif self._arriving and not self._lingers and not self._is_closing:
             self._refuse(too_slow(ARRIVE_S))
         else:
             self.abort()
 
     def close_when_idle(self) -> None:
-        if self._current is None and not self._arriving:
+        if not self._is_busy and not self._arriving:
             self._close()
 
     def _close(self) -> None:
