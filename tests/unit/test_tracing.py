@@ -430,22 +430,22 @@ def test_a_collector_that_does_not_answer_costs_no_request_anything(
         collector.hangs.clear()
     else:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    slowest = 0.0
+
+    def said() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == LOGGER.name]
 
     async def test(endpoint: Endpoint) -> None:
-        nonlocal slowest
+        # A hundred that each waited for the collector would not be answered in time.
         for _ in range(100):
-            begun = time.monotonic()
             assert await endpoint.post(asked()) == 200
-            slowest = max(slowest, time.monotonic() - begun)
+        while not said():
             await asyncio.sleep(0.02)
+            assert await endpoint.post(asked()) == 200
 
     with caplog.at_level(logging.WARNING, LOGGER.name):
         run(test)
-    assert slowest < 1.0
-    said = [record.getMessage() for record in caplog.records if record.name == LOGGER.name]
-    assert len(said) == 1
-    assert said[0].startswith("Spans may be lost: ")
+    assert len(said()) == 1
+    assert said()[0].startswith("Spans may be lost: ")
 
 
 def test_closing_waits_no_longer_than_said(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,6 +493,7 @@ def test_what_keeps_spans_from_being_sent_is_said_and_keeps_nothing_else(
     monkeypatch.setattr(LOGGER, "propagate", True)
     with caplog.at_level(logging.WARNING, LOGGER.name):
         assert tracing.from_environment("tiny") is None
-    (record,) = caplog.records
+    # An exporter of another test may still complain in its own thread.
+    (record,) = (each for each in caplog.records if each.name == LOGGER.name)
     assert "No spans are sent" in record.getMessage()
     assert ("pip install 'tidegate[otel]'" in record.getMessage()) == lacks
