@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +11,15 @@ import numpy as np
 import pytest
 import ray
 
+import clients_environment
 import tidegate as tg
+from clients_environment import CLIENTS
 from local_ray import quiet
 from ports import free_port
 from tidegate import cluster, connection
 from waiting import wait_for
 
 pytestmark = pytest.mark.cluster
-CLIENTS = Path(__file__).parents[1] / "strangers_clients"
 KINDS = {
     "BOOL": "bool",
     **{f"INT{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
@@ -93,20 +91,12 @@ def deploy_words(folder: Path) -> None:
 @pytest.fixture(scope="module", name="python")
 def _python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment with the clients in it. They want another protobuf than Ray does."""
-    folder = tmp_path_factory.mktemp("clients")
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    packages = ["tritonclient[http,grpc]==2.73.0", "kserve==0.21.0"]
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True, timeout=900)
-    return python
+    packages = ("tritonclient[http,grpc]==2.73.0", "kserve==0.21.0")
+    return clients_environment.make(tmp_path_factory.mktemp("clients"), *packages) / "python"
 
 
 def held(python: Path, script: str, *words: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [str(python), str(CLIENTS / script), *words]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout.splitlines()[-1]
+    return clients_environment.run(python, CLIENTS / script, *words).splitlines()[-1]
 
 
 def test_tritonclient(python: Path, addresses: tuple[str, str]) -> None:

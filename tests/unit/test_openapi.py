@@ -10,13 +10,13 @@ import gzip
 import json
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from jsonschema import Draft202012Validator
 
 from tidegate import keys
@@ -25,11 +25,12 @@ from tidegate.serving import root, targets
 from tidegate.serving.exchange import Handler, Request, Response, answered
 from tidegate.serving.gate import Access
 from tidegate.serving.http_api import HttpApi
+from tidegate.spec.document import load_yaml
 from tiny_endpoint import GOOD, SIGNATURE, Tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "openapi.yaml"
 TEXT = PAGE.read_text()
-DOCUMENT = yaml.safe_load(TEXT)
+DOCUMENT = load_yaml(PAGE)
 OPERATIONS = [(path, method) for path, operations in DOCUMENT["paths"].items() for method in operations]
 WAIT_S = 20.0
 ACCESS = {"is_public": False, "is_required": False, "tenants": {}}
@@ -182,7 +183,7 @@ def resolved(part: dict[str, Any]) -> dict[str, Any]:
 @cache
 def closed() -> Any:
     """The page's components, with each object's keys being all that it has."""
-    components = yaml.safe_load(TEXT)["components"]
+    components = deepcopy(DOCUMENT["components"])
     for part in objects(components["schemas"]):
         if "properties" in part:
             part.setdefault("additionalProperties", False)
