@@ -32,6 +32,8 @@ NODE_FLAGS = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     # Else a replica's warnings would wait in memory for a thousand others.
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    # Ray's 15 lets any other program of the node take the cores from replicas and HAProxy; runs give way by themselves.
+    "RAY_worker_niceness": "5",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_USAGE_STATS_ENABLED": "0",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import threading
 import time
@@ -557,5 +558,25 @@ def test_a_larger_body_than_the_limit_never_reaches_the_model() -> None:
         endpoint.limits = Limits(body_bytes=10)
         assert "10 bytes" in error(await endpoint.infer(), 413)
         assert endpoint.meter.rows == 0
+
+    run(test)
+
+
+def test_an_answered_request_leaves_nothing_to_the_garbage_collector() -> None:
+    """A collection in the middle of the traffic delays every request there is."""
+
+    async def test(endpoint: Endpoint) -> None:
+        answers: list[Response] = []
+        endpoint.hand(answers)
+        await until(lambda: len(answers) == 1)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                endpoint.hand(answers)
+            await until(lambda: len(answers) == 21)
+            assert gc.collect() < 20
+        finally:
+            gc.enable()
 
     run(test)

@@ -130,8 +130,7 @@ class Batcher:
     def _next(self) -> None:
         batch, rows = self._take()
         if not batch:
-            self._is_running = False
-            self._idle.set()
+            self._rest()
             return
         requests = [ticket.inputs for ticket in batch]
         if self._is_quick(rows):
@@ -143,11 +142,18 @@ class Batcher:
     def _finish(self, batch: list[Ticket], rows: int, answered: tuple[list[Rows | Exception], float]) -> None:
         outcomes, seconds = answered
         self._learn(rows, seconds)
-        self._loop.call_soon(self._next)
+        if self._waiting:
+            self._loop.call_soon(self._next)
+        else:
+            self._rest()
         for ticket, outcome in zip(batch, outcomes, strict=True):
             ticket.share_s = seconds * ticket.num_rows / rows
             if not ticket.is_cancelled:
                 ticket.done(outcome)
+
+    def _rest(self) -> None:
+        self._is_running = False
+        self._idle.set()
 
     def _is_behind(self) -> bool:
         """Whether what waits takes so long that who comes now had better ask elsewhere or later."""

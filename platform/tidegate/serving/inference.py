@@ -187,6 +187,8 @@ class _Call:
             self._inference.tracing.tell(self._ended(status, error, left))
         if self._pass is not None:
             self._gate.leave(self._pass)
+        # The ticket refers to this call: apart, both are freed at once, and the garbage collector need not find them.
+        self._ticket = None
 
     def _line(self, status: int, seconds: float) -> dict[str, object]:
         """What the access log has of the request."""

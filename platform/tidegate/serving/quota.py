@@ -12,7 +12,7 @@ from http import HTTPStatus
 from tidegate.serving.exchange import LOGGER, HttpError
 from tidegate.serving.ledger import Account, Ask, Grant, Ledger, Rule
 
-AHEAD_S = 0.1
+AHEAD_S = 0.5
 """Tokens are asked for so long before they are needed."""
 PATIENCE_S = 0.1
 """How long a request waits for a slot that another replica may be about to give back; longer if the ledger does."""
