@@ -159,6 +159,33 @@ def test_a_burst_is_what_all_replicas_let_in_at_once(replicas: int) -> None:
     run(test)
 
 
+def test_who_waits_is_not_overtaken() -> None:
+    """Else somebody far below the limit is refused while others take what was granted for it."""
+
+    async def test() -> None:
+        replica = Replica(limited(rate=1000.0), OneByOne())
+        chores = [asyncio.create_task(replica.quota.run())]
+        chores += [asyncio.create_task(newcomers(replica)) for _ in range(3)]
+        for _ in range(3):
+            assert isinstance(await replica.gate.wait("acme"), Pass)
+        for chore in chores:
+            chore.cancel()
+
+    async def newcomers(replica: Replica) -> None:
+        while True:
+            replica.gate.enter("acme")
+            await asyncio.sleep(0)
+
+    run(test)
+
+
+class OneByOne(Ledger):
+    """Grants a single token whenever it is asked."""
+
+    def renew(self, now: float, replica: str, asks: Asks) -> dict[Account, Grant]:
+        return {account: Grant(tokens=1, slots=0, wait_s=0.0, spare=0, replicas=1) for account in asks}
+
+
 def test_slots_are_shared_and_come_back() -> None:
     async def test() -> None:
         ledger = Ledger()

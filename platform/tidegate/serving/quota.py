@@ -45,9 +45,11 @@ class Allowance:
     def arrived(self) -> None:
         self._arrivals += 1
 
-    def take(self) -> bool:
-        """Lets a request in if what is held allows it."""
-        if (self.rule.rate is not None and self.tokens < 1) or (self.rule.concurrent is not None and self.idle < 1):
+    def take(self, after: int = 0) -> bool:
+        """Lets a request in if what is held allows it and as many others."""
+        if (self.rule.rate is not None and self.tokens <= after) or (
+            self.rule.concurrent is not None and self.idle <= after
+        ):
             return False
         if self.rule.rate is not None:
             self.tokens -= 1
@@ -140,7 +142,8 @@ class Quota:
     def take(self, allowance: Allowance) -> bool:
         """Lets a request in, or not: then it has to `wait`. Raises HttpError 429."""
         allowance.arrived()
-        if allowance.take():
+        # What was granted is for those who wait: with newcomers before them they would wait until they are refused.
+        if allowance.take(after=allowance.waiting):
             if allowance.is_low:
                 self._news.set()
             return True
