@@ -55,7 +55,7 @@ def create(
 
     key, text = create_key(tenant, scopes=scopes or ("predict",), endpoints=endpoints, expires_in=lasts)
     click.echo(json.dumps(_shown(key) | {"key": text}, indent=1) if as_json else text)
-    click.echo(f"{_sentence(key)}. Keep the key now: it is not shown again", err=True)
+    click.echo(f"{_sentence(key)}. Keep the key now: it is not shown again. It works within two seconds", err=True)
 
 
 @keys.command("list")
