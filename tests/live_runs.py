@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -59,6 +60,15 @@ SENTENCES: dict[str, Any] = {
     "model": {"type": "transformer", "layers": 1, "width": 8, "heads": 2},
     "train": {"epochs": 2, "global_batch": 16, "shards": 2},
 }
+STROKES: dict[str, Any] = DIGITS | {
+    "name": "strokes",
+    "data": {
+        "source": {"path": "strokes.parquet"},
+        "inputs": {"columns": {"type": "series", "max_length": 8, "channels": 8}},
+        "target": {"column": "digit", "type": "category"},
+    },
+    "model": {"type": "rnn", "cell": "gru", "width": 16, "bidirectional": True, "dropout": 0.2},
+}
 DIABETES: dict[str, Any] = {
     "name": "diabetes",
     "data": {
@@ -82,6 +92,12 @@ def table_of(name: str) -> pa.Table:
         rows = [(line, about) for about, text in texts.items() for line in text.splitlines() if line.strip()]
         return pa.table({"line": [line for line, _ in rows], "about": [about for _, about in rows]})
     pixels, digit = datasets.load_digits(return_X_y=True)
+    if name == "strokes":
+        # From left to right, up to the last column with ink: three to eight steps.
+        pictures = pixels.reshape(-1, 8, 8).transpose(0, 2, 1)
+        ends = [int(np.flatnonzero(picture.any(axis=1))[-1]) + 1 for picture in pictures]
+        columns = [picture[:end].tolist() for picture, end in zip(pictures, ends, strict=True)]
+        return pa.table({"columns": columns, "digit": digit})
     return pa.table({"pixels": pixels.tolist(), "digit": digit})
 
 

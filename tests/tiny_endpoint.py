@@ -39,7 +39,7 @@ class Tiny:
         self.inference = Inference("tiny", self.meter, self.gate)
 
     def load(self, version: int = 3, **batching: Any) -> None:
-        model: Any = SimpleNamespace(signature=SIGNATURE)
+        model: Any = SimpleNamespace(signature=SIGNATURE, aligned=lambda inputs: inputs)
         batcher = Batcher(self.predict, 4, on_pass=self.meter.passed, **batching)
         self.inference.loaded = Loaded(version, model, batcher, self.limits)
 

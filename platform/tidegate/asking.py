@@ -13,6 +13,7 @@ from tidegate import refused_rows, tables
 from tidegate.client import Client
 from tidegate.errors import DataError, RequestError
 from tidegate.model_inputs import InputReader
+from tidegate.ragged import alike
 from tidegate.rows import Chunk, Given, Rows
 from tidegate.tensors import Array
 from tidegate.transforms.base import fits
@@ -26,8 +27,9 @@ class Asking:
     """`outputs` are the columns of the answers, by output."""
 
     def __init__(self, client: Client, endpoint: str, rows: Rows | Given, reader: InputReader) -> None:
-        self._client, self._endpoint, self._rows, self._reader = client, endpoint, rows, reader
+        self._rows, self._reader = rows, reader
         known = client.metadata(endpoint).signature
+        self._ask = alike(lambda inputs: client.predict(endpoint, inputs))
         kept = [name for name in rows.columns if name != rows.content]
         self.outputs = tables.answer_names(kept, [spec.name for spec in known.outputs])
 
@@ -65,7 +67,7 @@ class Asking:
         if wrong is not None:
             raise DataError(f"{chunk.place(wrong)}: {found[wrong]}", remedy="correct, fill or leave out such rows")
         try:
-            answers = self._client.predict(self._endpoint, inputs)
+            answers = self._ask(inputs)
         except RequestError as error:
             raise self._named(chunk, inputs, error) from error
         table = chunk.table.drop_columns([self._rows.content]) if self._rows.content else chunk.table
@@ -85,7 +87,7 @@ class Asking:
     def _named(self, chunk: Chunk, inputs: dict[str, Array], error: RequestError) -> RequestError:
         """The refusal of the first row that is refused by itself."""
         start = 0
-        for rows, outcome in refused_rows.answered(lambda some: self._client.predict(self._endpoint, some), inputs):
+        for rows, outcome in refused_rows.answered(self._ask, inputs):
             if isinstance(outcome, RequestError):
                 return RequestError(
                     f"{chunk.place(start)}: {outcome.happened}", expected=outcome.expected, remedy=outcome.remedy

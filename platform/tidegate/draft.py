@@ -221,10 +221,13 @@ def _usable(source: Source, inputs: dict[str, Meaning]) -> dict[str, Meaning]:
     plain = {name: found for name, found in inputs.items() if found.keys and not found.is_last_resort}
     images = [name for name, found in plain.items() if found.type == "image"]
     texts = [name for name, found in plain.items() if found.type == "text"]
+    series = [name for name, found in plain.items() if found.type == "series"]
     others = [name for name in plain if name not in texts]
     prose = [name for name in texts if plain[name].is_prose]
     if images:
         kept, why = images[:1], "model type cnn takes one image and nothing else"
+    elif series:
+        kept, why = series[:1], "model type rnn takes one series and nothing else"
     elif texts and (prose or not others):
         kept, why = (prose or texts)[:1], "model type transformer takes one text and nothing else"
     elif others:
@@ -235,7 +238,7 @@ def _usable(source: Source, inputs: dict[str, Meaning]) -> dict[str, Meaning]:
         reasons = "; ".join(f"{name!r}: {found.note}" for name, found in list(inputs.items())[:5])
         raise DataError(
             f"no column of {sources.shown(source.path)} can be an input" + (f" ({reasons})" if reasons else ""),
-            expected="numbers, categories, texts or images beside the target",
+            expected="numbers, categories, texts, series or images beside the target",
             remedy="give the data such a column, or name another target with --target",
         )
     return {
@@ -305,12 +308,15 @@ def _model(kind: str, used: Mapping[str, Meaning]) -> Keys:
         return {"type": "cnn", "channels": [32, 64, 64] if small >= 8 else [32, 64], "hidden": 128, "dropout": 0.3}
     if kind == "text":
         return {"type": "transformer", "layers": 1, "width": 64, "heads": 4, "dropout": 0.3}
+    if kind == "series":
+        return {"type": "rnn", "cell": "lstm", "width": 64, "bidirectional": True, "dropout": 0.3}
     return {"type": "mlp", "hidden": [64, 64], "dropout": 0.1}
 
 
 def _train(kind: str, rows: int, target: str) -> Keys:
     """Settings for so many training rows: some thousand steps for little data, some epochs for much."""
-    steps, least, most_rows = {"image": (1500, 3, 64), "text": (800, 3, 64)}.get(kind, (1500, 5, 256))
+    kinds = {"image": (1500, 3, 64), "text": (800, 3, 64), "series": (1500, 3, 64)}
+    steps, least, most_rows = kinds.get(kind, (1500, 5, 256))
     batch: int | str = min(most_rows, 2 ** int(math.log2(max(8, rows / 20))))
     if rows < 2 * int(batch):
         batch = "all"

@@ -43,6 +43,10 @@ class Model(ABC):
         Raises RequestError for values the model cannot take.
         """
 
+    def aligned(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The same inputs in shapes that those of other requests can be put beside."""
+        return inputs
+
     @abstractmethod
     def example(self, rows: int = 1) -> dict[str, Array]:
         """Inputs that the model can take, for a warm-up."""
@@ -69,6 +73,9 @@ class Trained(Model):
             outputs = self.module({name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()})
         raw = outputs.float().cpu().numpy()
         return self.target.answers(raw if self.target.is_category else raw.reshape(-1))
+
+    def aligned(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        return self.columns.aligned(inputs)
 
     def example(self, rows: int = 1) -> dict[str, Array]:
         return self.columns.example(rows)

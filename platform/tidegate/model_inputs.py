@@ -11,6 +11,7 @@ import pyarrow as pa
 from tidegate.data.canonical import column_of, listed, nearest
 from tidegate.data.folders import CONTENT
 from tidegate.errors import DataError, RequestError
+from tidegate.ragged import ragged
 from tidegate.signature import DATATYPES, Signature, TensorSpec
 from tidegate.spec.data import ImageInput, TextInput
 from tidegate.tensors import Array, client_column
@@ -135,13 +136,22 @@ def _exact(column: pa.Array, dtype: np.dtype[np.generic]) -> tuple[Array, Array]
 
 
 def _free(column: pa.Array, spec: TensorSpec) -> tuple[Array, Array]:
-    """Values whose sizes differ from request to request: alike within a table, or refused."""
+    """Values whose sizes differ from request to request: one array if they are alike, else a ragged one."""
     found, values = problems(len(column)), column.to_pylist()
     for row, value in enumerate(values):
         if value is None:
             found[row] = "the value is missing"
     filler = next((value for value in values if value is not None), None)
+    whole = [filler if value is None else value for value in values]
     try:
-        return client_column(spec.name, [filler if value is None else value for value in values], spec), found
-    except RequestError as error:
-        raise DataError(str(error), expected="lists of the same length in all rows") from None
+        return client_column(spec.name, whole, spec), found
+    except RequestError:
+        pass  # Some value is no such array, or they differ in size: find out row by row.
+    rows: list[Array] = []
+    for row, value in enumerate(whole):
+        try:
+            rows.append(client_column(spec.name, [value], spec)[0])
+        except RequestError as error:
+            found[row] = found[row] or error.happened
+            rows.append(rows[-1] if rows else np.zeros(1))
+    return ragged(rows), found

@@ -33,6 +33,8 @@ def value(given: Any) -> str:
         return flow(given)
     if isinstance(given, list):
         return "[" + ", ".join(value(item) for item in given) + "]"
+    if isinstance(given, bool):
+        return str(given).lower()
     return scalar(given) if isinstance(given, str) else str(given)
 
 

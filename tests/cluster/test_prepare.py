@@ -31,7 +31,7 @@ from tidegate.data.prepared import MANIFEST, ROW, SPLITS, TARGET, Prepared
 from tidegate.errors import DataError
 from tidegate.spec import document
 from tidegate.spec.run import Spec
-from tidegate.transforms.text import length_key
+from tidegate.transforms.base import length_key
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("home")]
 

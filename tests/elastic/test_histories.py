@@ -21,6 +21,7 @@ from live_runs import (
     DIGITS,
     IMAGES,
     SENTENCES,
+    STROKES,
     InThread,
     digest,
     fit,
@@ -64,7 +65,18 @@ class Kind:
         return {"loop": own_models.loop} if self.own_loop else {}
 
 
-KINDS = {"cnn": Kind(CNN, 80), "transformer": Kind(TRANSFORMER, 200), "own loop": Kind(OWN, 100, own_loop=True)}
+CONV_ATTENTION = IMAGES | {
+    "name": "looked-at",
+    "data": IMAGES["data"] | {"source": {"path": "digits.parquet"}},
+    "model": {"type": "conv_attention", "stem": [4], "width": 8, "heads": 2, "layers": 1, "dropout": 0.2},
+}
+KINDS = {
+    "cnn": Kind(CNN, 80),
+    "conv_attention": Kind(CONV_ATTENTION, 40),
+    "rnn": Kind(STROKES, 40),
+    "transformer": Kind(TRANSFORMER, 200),
+    "own loop": Kind(OWN, 100, own_loop=True),
+}
 
 
 @pytest.fixture(scope="module", params=KINDS)

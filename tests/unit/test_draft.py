@@ -113,6 +113,30 @@ def test_digits_as_columns_as_lists_and_as_nested_lists(tmp_path: Path) -> None:
         assert first_outputs(spec)["train"].shape == (64, 10)
 
 
+def test_lists_of_different_lengths_are_series(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows: list[Row] = [
+        {
+            "steps": random.normal(number % 2, 1, (3 + number % 5, 2)).tolist(),
+            "words": ["a", "b", "c"][: 1 + number % 3],
+            "age": number / 7,
+            "label": number % 2,
+        }
+        for number in range(60)
+    ]
+    found, spec = made(write(tmp_path / "walks.jsonl", rows))
+    (series,) = spec.data.inputs.values()
+    assert (series.type, series.max_length, series.channels, spec.model.type) == ("series", 16, 2, "rnn")
+    assert reason(found, "words") == "lists of different lengths that are no series of numbers"
+    assert "takes one series and nothing else" in reason(found, "age")
+    assert "bidirectional: true" in found.text
+    assert first_outputs(spec)["test"].shape[1] == 2
+    found, spec = made(
+        write(tmp_path / "plain.jsonl", [row | {"steps": [1.0] * (1 + n % 3)} for n, row in enumerate(rows)])
+    )
+    assert (spec.data.inputs["steps"].max_length, spec.data.inputs["steps"].channels) == (16, 1)
+
+
 def titanic(rows: int = 400) -> list[Row]:
     """What strangers bring: ids, names, gaps, dates, constants, codes."""
     random = np.random.default_rng(0)

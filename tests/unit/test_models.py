@@ -11,24 +11,38 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional
 
+from plain_models import plain
 from tidegate.models.build import build
 from tidegate.models.flatten import Flatten
 from tidegate.spec.model import Model
-from tidegate.transforms.base import Feature
-from tidegate.transforms.text import PAD, length_key
+from tidegate.transforms.base import Feature, length_key
+from tidegate.transforms.text import PAD
 
 NUMBER, NUMBERS = Feature("age", "number", (1,)), Feature("series", "number", (3,))
 CATEGORY = Feature("city", "category", (1,), 5)
 IMAGE = Feature("pixels", "image", (2, 6, 9))
 TEXT = Feature("text", "text", (12,), 40)
+STEPS = Feature("steps", "series", (7, 2))
 
 TYPES: dict[str, tuple[dict[str, Any], list[Feature]]] = {
     "linear": ({"type": "linear", "init": "xavier"}, [NUMBER, CATEGORY, NUMBERS]),
     "linear on an image": ({"type": "linear", "init": "xavier"}, [IMAGE, NUMBER]),
     "mlp": ({"type": "mlp", "hidden": [7, 6], "dropout": 0.5}, [CATEGORY, NUMBERS, IMAGE]),
     "cnn": ({"type": "cnn", "channels": [3, 4], "hidden": 8, "dropout": 0.5}, [IMAGE]),
+    "conv_attention": (
+        {"type": "conv_attention", "stem": [3], "layers": 2, "width": 8, "heads": 2, "dropout": 0.5},
+        [IMAGE],
+    ),
+    "rnn of a series": ({"type": "rnn", "cell": "rnn", "width": 6}, [STEPS]),
+    "rnn of a text": ({"type": "rnn", "cell": "gru", "width": 6, "pool": "mean", "dropout": 0.5}, [TEXT]),
+    "rnn both ways": (
+        {"type": "rnn", "cell": "lstm", "layers": 2, "width": 6, "bidirectional": True, "dropout": 0.5},
+        [STEPS],
+    ),
+    "gru both ways": ({"type": "rnn", "cell": "gru", "width": 6, "bidirectional": True, "pool": "mean"}, [STEPS]),
     "transformer": ({"type": "transformer", "layers": 2, "width": 8, "heads": 2, "dropout": 0.5}, [TEXT]),
 }
+PADDED = ["rnn of a series", "rnn of a text", "rnn both ways", "gru both ways", "transformer"]
 each_type = pytest.mark.parametrize(("options", "features"), TYPES.values(), ids=TYPES)
 
 
@@ -51,6 +65,12 @@ def inputs_of(features: list[Feature], rows: int = 5) -> dict[str, Tensor]:
             codes = torch.randint(1, feature.cardinality, size, generator=generator, dtype=torch.int32)
             inputs[length_key(feature.name)] = lengths
             inputs[feature.name] = codes.masked_fill(torch.arange(size[1]) >= lengths, PAD)
+        elif feature.kind == "series":
+            lengths = torch.randint(1, feature.shape[0] + 1, (rows, 1), generator=generator, dtype=torch.int32)
+            values = torch.randn((rows, *feature.shape), generator=generator)
+            inputs[length_key(feature.name)] = lengths
+            ended = torch.arange(feature.shape[0]) >= lengths
+            inputs[feature.name] = values.masked_fill(ended.unsqueeze(-1), 0.0).reshape(rows, -1)
         elif feature.kind == "category":
             inputs[feature.name] = torch.randint(0, feature.cardinality, size, generator=generator, dtype=torch.int32)
         else:
@@ -98,11 +118,17 @@ def test_a_module_of_an_installed_package_needs_no_code() -> None:
 def test_initial_weights_have_the_spread_of_their_rule(
     options: dict[str, Any], features: list[Feature], init: str
 ) -> None:
-    wide = {"mlp": {"hidden": [60, 50]}, "cnn": {"channels": [20, 20], "hidden": 40}, "transformer": {"width": 32}}
+    wide = {
+        "mlp": {"hidden": [60, 50]},
+        "cnn": {"channels": [20, 20], "hidden": 40},
+        "conv_attention": {"stem": [20], "width": 32},
+        "rnn": {"width": 32},
+        "transformer": {"width": 32},
+    }
     model = module_of(options | wide.get(options["type"], {}) | {"init": init}, features, outputs=10)
     for name, parameter in model.state_dict().items():
         if parameter.ndim == 1:
-            assert torch.equal(parameter, torch.full_like(parameter, 0.0 if name.endswith("bias") else 1.0)), name
+            assert torch.equal(parameter, torch.full_like(parameter, 0.0 if "bias" in name else 1.0)), name
         elif name in ("tokens.weight", "positions.weight"):
             assert float(parameter.std()) == pytest.approx(0.02, rel=0.2)
         elif init == "zero":
@@ -129,6 +155,37 @@ def text_of(codes: list[list[int]], width: int) -> dict[str, Tensor]:
     for row, ids in enumerate(codes):
         padded[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
     return {"text": padded, "__length.text": torch.tensor([[len(ids)] for ids in codes], dtype=torch.int32)}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_rows_of_any_length_are_answered_alike_alone_and_together(name: str) -> None:
+    options, (feature,) = TYPES[name]
+    model, inputs = module_of(options, [feature]).eval(), inputs_of([feature], rows=9)
+    lengths = inputs[length_key(feature.name)].reshape(-1).tolist()
+    assert len(set(lengths)) > 3
+    rubbish = {key: tensor.clone() for key, tensor in inputs.items()}
+    padded = rubbish[feature.name].reshape(9, feature.shape[0], -1)
+    with torch.inference_mode():
+        together = model(inputs)
+        for row, length in enumerate(lengths):
+            alone = model({key: tensor[row : row + 1] for key, tensor in inputs.items()})
+            assert torch.allclose(together[row], alone[0], rtol=0, atol=1e-5)
+            padded[row, length:] = 3
+        assert torch.allclose(model(rubbish), together, rtol=0, atol=1e-5)
+
+
+@each_type
+def test_a_handful_of_rows_is_learned_by_heart(options: dict[str, Any], features: list[Feature]) -> None:
+    undisturbed = {"dropout": 0.0} if "dropout" in options else {}
+    model, inputs = module_of(options | undisturbed, features), inputs_of(features)
+    targets = torch.tensor([0, 1, 2, 1, 0])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(300):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    with torch.inference_mode():
+        assert float(functional.cross_entropy(model(inputs), targets)) < 0.1
 
 
 @pytest.mark.parametrize("mode", ["evaluation", "training"])
@@ -185,67 +242,6 @@ def test_flatten_keeps_the_order_of_the_spec_and_makes_categories_one_hot() -> N
     assert Flatten([NUMBER, CATEGORY])(inputs).tolist() == [[row[-1], *row[:-1]] for row in expected]
 
 
-def plain(options: dict[str, Any], weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
-    """The forward pass written out with torch's functions, from the names of the weights."""
-    if options["type"] == "cnn":
-        return plain_cnn(weights, inputs["pixels"].reshape(-1, *IMAGE.shape))
-    if options["type"] == "transformer":
-        return plain_transformer(options, weights, inputs)
-    features = TYPES["linear on an image"][1] if "pixels" in inputs and "age" in inputs else None
-    order = [f.name for f in features] if features else [name for name in ("age", "city", "series") if name in inputs]
-    if options["type"] == "mlp":
-        order = ["city", "series", "pixels"]
-    columns = [functional.one_hot(inputs[n][:, 0].long(), 5).float() if n == "city" else inputs[n] for n in order]
-    values = torch.cat(columns, dim=1)
-    if options["type"] == "linear":
-        return values @ weights["linear.weight"].T + weights["linear.bias"]
-    for layer in ("0", "3"):
-        values = torch.relu(values @ weights[f"layers.{layer}.weight"].T + weights[f"layers.{layer}.bias"])
-    return values @ weights["layers.6.weight"].T + weights["layers.6.bias"]
-
-
-def plain_cnn(weights: dict[str, Tensor], images: Tensor) -> Tensor:
-    for block in ("0", "3"):
-        images = functional.conv2d(
-            images, weights[f"blocks.{block}.weight"], weights[f"blocks.{block}.bias"], padding=1
-        )
-        images = functional.max_pool2d(torch.relu(images), 2)
-    hidden = torch.relu(images.flatten(1) @ weights["head.2.weight"].T + weights["head.2.bias"])
-    return hidden @ weights["head.5.weight"].T + weights["head.5.bias"]
-
-
-def plain_transformer(options: dict[str, Any], weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
-    """Row by row, without any padding."""
-    rows = []
-    for codes, (length,) in zip(inputs["text"].tolist(), inputs["__length.text"].tolist(), strict=True):
-        ids = torch.tensor(codes[:length])
-        states = weights["tokens.weight"][ids] + weights["positions.weight"][:length]
-        for layer in range(options["layers"]):
-            part = {k.removeprefix(f"encoder.layers.{layer}."): v for k, v in weights.items()}
-            states = states + attention(normal(states, part, "norm1"), part, options["heads"])
-            inner = functional.gelu(linear(normal(states, part, "norm2"), part, "linear1"))
-            states = states + linear(inner, part, "linear2")
-        rows.append(linear(normal(states, weights, "norm").mean(dim=0), weights, "head"))
-    return torch.stack(rows)
-
-
-def linear(values: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
-    return values @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
-
-
-def normal(values: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
-    centred = values - values.mean(dim=-1, keepdim=True)
-    scaled = centred / torch.sqrt(centred.square().mean(dim=-1, keepdim=True) + 1e-5)
-    return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-
-def attention(values: Tensor, weights: dict[str, Tensor], heads: int) -> Tensor:
-    projected = values @ weights["self_attn.in_proj_weight"].T + weights["self_attn.in_proj_bias"]
-    query, key, value = (part.reshape(len(values), heads, -1).transpose(0, 1) for part in projected.chunk(3, dim=-1))
-    scores = (query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])).softmax(dim=-1)
-    return linear((scores @ value).transpose(0, 1).reshape(len(values), -1), weights, "self_attn.out_proj")
-
-
 @each_type
 def test_the_forward_pass_is_the_one_written_out(options: dict[str, Any], features: list[Feature]) -> None:
     model, inputs = module_of(options, features), inputs_of(features)
@@ -254,6 +250,6 @@ def test_the_forward_pass_is_the_one_written_out(options: dict[str, Any], featur
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
     with torch.inference_mode():
         found = model.eval()(inputs)
-    expected = plain(options, dict(model.state_dict()), inputs)
+    expected = plain(options, features, dict(model.state_dict()), inputs)
     assert float(expected.std()) > 0.05
     assert torch.allclose(found, expected, rtol=0, atol=1e-5)

@@ -379,7 +379,8 @@ def test_an_unknown_key_is_told_what_was_meant_or_what_there_is(path: tuple[str,
 
 def test_lines_say_what_was_found_and_what_to_write() -> None:
     assert refusal(changed(VALID["cnn"], ("model", "type"), "resnet")) == [
-        "model.type: found 'resnet'; write one of 'linear', 'mlp', 'cnn', 'transformer', 'custom'"
+        "model.type: found 'resnet'; write one of 'linear', 'mlp', 'cnn', 'conv_attention', 'rnn', 'transformer',"
+        " 'custom'"
     ]
     (line,) = refusal(changed(VALID["cnn"], ("train", "epochs"), 0))
     assert line == "train.epochs: found 0; should be greater than or equal to 1"

@@ -149,7 +149,7 @@ class Endpoint:
         self.inference.tracing = traced
 
     def load(self) -> None:
-        model: Any = SimpleNamespace(signature=SIGNATURE)
+        model: Any = SimpleNamespace(signature=SIGNATURE, aligned=lambda inputs: inputs)
         self.inference.loaded = Loaded(3, model, Batcher(predict, 8), Limits())
 
     async def post(self, body: Any, parent: str = "", **headers: str) -> int:

@@ -22,10 +22,10 @@ from sklearn.datasets import load_diabetes, load_digits, load_iris
 from tidegate.data.prepared import column_array
 from tidegate.errors import RequestError
 from tidegate.spec.data import CategoryInput, ImageInput, NumberInput, Target, TextInput
-from tidegate.transforms.base import Array, merged_moments, moments
+from tidegate.transforms.base import Array, length_key, merged_moments, moments
 from tidegate.transforms.columns import Columns, canonical, transform
 from tidegate.transforms.target import TargetColumn, TargetTransform
-from tidegate.transforms.text import PAD, UNKNOWN, length_key
+from tidegate.transforms.text import PAD, UNKNOWN
 
 NUMBER = NumberInput(type="number")
 

@@ -19,6 +19,7 @@ from tidegate import protocol, refused_rows, tables
 from tidegate.batch.plan import Part, between
 from tidegate.errors import ArtifactError, DataError, RequestError, StorageError, TidegateError
 from tidegate.model_inputs import InputReader
+from tidegate.ragged import alike
 from tidegate.rows import Chunk, Rows
 from tidegate.signature import DATATYPES, Signature
 from tidegate.table_writer import fitted
@@ -165,7 +166,7 @@ class PartWriter:
         self, chunk: Chunk, places: Array, inputs: dict[str, Array]
     ) -> Iterator[tuple[int, dict[str, Array] | RequestError]]:
         try:
-            yield from refused_rows.answered(self._ask, {name: array[places] for name, array in inputs.items()})
+            yield from refused_rows.answered(alike(self._ask), {name: array[places] for name, array in inputs.items()})
         except TidegateError:
             raise
         except Exception as error:

@@ -235,7 +235,7 @@ def _lists(name: str, column: pa.Array, known: pa.Array) -> Meaning:
     shapes = Counter(_shape(value) for value in known.to_pylist())
     shape, count = shapes.most_common(1)[0]
     if count < NEARLY_ALL * len(known) or 0 in shape:
-        return Meaning("lists of different lengths")
+        return _series(known.to_pylist())
     flat = [np.asarray(value, dtype=object).reshape(-1) for value in known.to_pylist() if _shape(value) == shape]
     numbers = np.asarray([_float(item) for row in flat for item in row])
     if not np.isfinite(numbers).any():
@@ -252,6 +252,25 @@ def _lists(name: str, column: pa.Array, known: pa.Array) -> Meaning:
         return Meaning("nested lists that are no images of pixels from 0 to 1, 16 or 255")
     gaps = {"missing": "mean"} if np.isnan(numbers).any() else {}
     return Meaning(f"lists of {shape[0]} numbers, {low:g} to {high:g}", {"type": "number", "length": shape[0]} | gaps)
+
+
+def _series(values: list[Any]) -> Meaning:
+    """What lists of different lengths mean: steps of one or several numbers."""
+    rows = []
+    for value in values:
+        try:
+            rows.append(np.asarray(value, np.float64))
+        except (TypeError, ValueError):
+            continue
+    fitting = [row for row in rows if row.size and np.isfinite(row).all()]
+    inner = {row.shape[1:] for row in fitting}
+    if len(fitting) < NEARLY_ALL * len(values) or len(inner) != 1 or fitting[0].ndim > 2:
+        return Meaning("lists of different lengths that are no series of numbers")
+    lengths = [len(row) for row in fitting]
+    longest = next((limit for limit in LENGTHS if limit >= max(lengths)), 2 * max(lengths))
+    channels = math.prod(fitting[0].shape[1:])
+    keys: dict[str, Any] = {"type": "series", "max_length": longest} | ({"channels": channels} if channels > 1 else {})
+    return Meaning(f"series of {min(lengths)} to {max(lengths)} steps of {channels}", keys)
 
 
 def _sides(name: str, shape: tuple[int, ...]) -> tuple[int, int, int] | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 from tidegate.models import custom
 from tidegate.models.cnn import Cnn
 from tidegate.models.code import Code
+from tidegate.models.conv_attention import ConvAttention
 from tidegate.models.linear import Linear
 from tidegate.models.mlp import Mlp
+from tidegate.models.rnn import Rnn
 from tidegate.models.transformer import Transformer
 from tidegate.spec import model as spec
+from tidegate.spec.base import Part
 from tidegate.spec.registered import Module
 from tidegate.transforms.base import Feature
 
@@ -90,15 +94,17 @@ def _random_state(seed: int) -> Iterator[None]:
             np.random.set_state(arrays)
 
 
+_TYPES: dict[type[Part], Callable[[Any, Sequence[Feature], int], nn.Module]] = {
+    spec.Linear: Linear,
+    spec.Mlp: Mlp,
+    spec.Cnn: Cnn,
+    spec.ConvAttention: ConvAttention,
+    spec.Rnn: Rnn,
+    spec.Transformer: Transformer,
+}
+
+
 def _module(options: spec.Model, features: Sequence[Feature], outputs: int, code: Code) -> nn.Module:
-    if isinstance(options, spec.Linear):
-        return Linear(options, features, outputs)
-    if isinstance(options, spec.Mlp):
-        return Mlp(options, features, outputs)
-    if isinstance(options, spec.Cnn):
-        return Cnn(options, features, outputs)
-    if isinstance(options, spec.Transformer):
-        return Transformer(options, features, outputs)
     if isinstance(options, spec.Custom):
         return custom.build(options, features, outputs, code)
-    raise ValueError(f"no model type for {type(options).__name__}")
+    return _TYPES[type(options)](options, features, outputs)

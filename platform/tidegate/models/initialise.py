@@ -8,12 +8,15 @@ from tidegate.spec.model import Init
 
 
 def initialise(model: nn.Module, how: Init) -> None:
-    """Set the weights of every linear, convolution and attention layer from torch's global random state."""
+    """Set the weights of every linear, convolution, recurrent and attention layer from torch's global random state."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             _fill(module.weight, how)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.RNNBase):
+            for name, parameter in module.named_parameters():
+                _fill(parameter, how) if name.startswith("weight") else nn.init.zeros_(parameter)
         elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
             _fill(module.in_proj_weight, how)
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tidegate.models.initialise import initialise
 from tidegate.spec import model as spec
-from tidegate.transforms.base import Feature
-from tidegate.transforms.text import PAD, length_key
+from tidegate.transforms.base import Feature, length_key
+from tidegate.transforms.text import PAD
 
 
 class Transformer(nn.Module):

@@ -13,7 +13,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tidegate.errors import UnavailableError
 
-Rows = dict[str, NDArray[np.generic]]
+Rows = Mapping[str, NDArray[np.generic]]
 """Named arrays whose first axis is rows, all with the same number of them."""
 
 Predict = Callable[[Rows], Rows]

@@ -74,6 +74,15 @@ class TextInput(Part):
     max_length: int = Field(256, ge=1, le=100_000)
 
 
+class SeriesInput(Part):
+    """A series of any length up to `max_length` steps, each of `channels` numbers: a list, or a list of lists."""
+
+    type: Literal["series"]
+    max_length: int = Field(ge=1, le=100_000)
+    channels: int = Field(1, ge=1, le=10_000)
+    scale: Literal["standard", "none"] = "standard"
+
+
 class ImageAugment(Part):
     """Changes drawn anew for each row and epoch, in training only: a shift by up to so many pixels, a mirror image."""
 
@@ -98,7 +107,7 @@ class ImageInput(Part):
         return self
 
 
-Input = Annotated[NumberInput | CategoryInput | TextInput | ImageInput, Field(discriminator="type")]
+Input = Annotated[NumberInput | CategoryInput | TextInput | SeriesInput | ImageInput, Field(discriminator="type")]
 
 
 class Target(Part):

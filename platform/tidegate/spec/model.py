@@ -1,8 +1,12 @@
-"""The model types a run can train. Each has a file of the same name in `tidegate/models/`."""
+"""The model types a run can train. Each has a file of the same name in `tidegate/models/`.
+
+A new one is a class here, in `Model` below, a file there, and a line in `models/build.py` (docs/model-types.md).
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, JsonValue, StringConstraints, model_validator
 
@@ -13,9 +17,18 @@ Width = Annotated[int, Field(ge=1, le=65_536)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
+@dataclass(frozen=True)
+class Takes:
+    """The types of the inputs that a model takes; `one` of them alone, or any number."""
+
+    types: tuple[str, ...]
+    one: bool = False
+
+
 class Linear(Part):
     """A linear map of all inputs: linear regression, or logistic (softmax) classification."""
 
+    takes: ClassVar = Takes(("number", "category", "image"))
     type: Literal["linear"]
     init: Init = "zero"
 
@@ -23,6 +36,7 @@ class Linear(Part):
 class Mlp(Part):
     """Fully connected layers with ReLU between them."""
 
+    takes: ClassVar = Takes(("number", "category", "image"))
     type: Literal["mlp"]
     hidden: Annotated[list[Width], Field(min_length=1, max_length=64)] = [128]
     dropout: Dropout = 0.0
@@ -32,6 +46,7 @@ class Mlp(Part):
 class Cnn(Part):
     """Blocks of 3 x 3 convolution, ReLU and 2 x 2 max pooling, then fully connected layers."""
 
+    takes: ClassVar = Takes(("image",), one=True)
     type: Literal["cnn"]
     channels: Annotated[list[Width], Field(min_length=1, max_length=32)] = [32, 64]
     hidden: Width = 128
@@ -39,22 +54,54 @@ class Cnn(Part):
     init: Init = "kaiming"
 
 
-class Transformer(Part):
-    """A pre-norm encoder over tokens with learned positions; the mean over the tokens is classified."""
+class _Heads(Part):
+    """Attention of several heads, each `width / heads` wide."""
 
-    type: Literal["transformer"]
-    layers: int = Field(2, ge=1, le=200)
     width: Width = 128
     heads: int = Field(4, ge=1, le=256)
-    dropout: Dropout = 0.1
-    init: Init = "xavier"
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> Transformer:
+    def _heads_divide_width(self) -> Self:
         if self.width % self.heads:
             sentence = f"width {self.width} is not a multiple of heads {self.heads}"
             raise BrokenRules([("width", sentence), ("heads", sentence)])
         return self
+
+
+class ConvAttention(_Heads):
+    """Convolutions and pooling, then attention over the positions whose queries, keys and values are convolutions."""
+
+    takes: ClassVar = Takes(("image",), one=True)
+    type: Literal["conv_attention"]
+    stem: Annotated[list[Width], Field(min_length=1, max_length=32)] = [32]
+    layers: int = Field(2, ge=1, le=200)
+    width: Width = 64
+    dropout: Dropout = 0.0
+    init: Init = "kaiming"
+
+
+class Rnn(Part):
+    """A recurrent network over a series or a text of any length; its last state, or the mean of all, is mapped."""
+
+    takes: ClassVar = Takes(("series", "text"), one=True)
+    type: Literal["rnn"]
+    cell: Literal["rnn", "gru", "lstm"] = "gru"
+    layers: int = Field(1, ge=1, le=64)
+    width: Width = 128
+    bidirectional: bool = False
+    pool: Literal["last", "mean"] = "last"
+    dropout: Dropout = 0.0
+    init: Init = "xavier"
+
+
+class Transformer(_Heads):
+    """A pre-norm encoder over tokens with learned positions; the mean over the tokens is classified."""
+
+    takes: ClassVar = Takes(("text",), one=True)
+    type: Literal["transformer"]
+    layers: int = Field(2, ge=1, le=200)
+    dropout: Dropout = 0.1
+    init: Init = "xavier"
 
 
 ImportPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", max_length=512)]
@@ -63,10 +110,17 @@ ImportPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_
 class Custom(Part):
     """A person's own module. `build` and `loss` name a class or function as `package.module:name`."""
 
+    takes: ClassVar = Takes(("number", "category", "image", "text", "series"))
     type: Literal["custom"]
     build: ImportPath
     loss: ImportPath | None = None
     args: dict[str, JsonValue] = {}
 
 
-Model = Annotated[Linear | Mlp | Cnn | Transformer | Custom, Field(discriminator="type")]
+Model = Annotated[Linear | Mlp | Cnn | ConvAttention | Rnn | Transformer | Custom, Field(discriminator="type")]
+
+
+def taking(kind: str) -> list[str]:
+    """The model types that take an input of that type."""
+    types = get_args(get_args(Model)[0])
+    return [get_args(each.model_fields["type"].annotation)[0] for each in types if kind in each.takes.types]

@@ -17,7 +17,7 @@ from tidegate.spec.base import BrokenRules, Name, Part
 from tidegate.spec.data import Data
 from tidegate.spec.endpoint import Endpoint
 from tidegate.spec.evaluate import Evaluate
-from tidegate.spec.model import Custom, Model
+from tidegate.spec.model import Custom, Model, taking
 from tidegate.spec.train import Train
 
 Task = Literal["classification", "regression"]
@@ -141,19 +141,25 @@ def absolute(key: str, path: str, folder: Path) -> str:
 
 
 def _input_rules(spec: Spec) -> list[tuple[str, str]]:
-    kinds, model = [column.type for column in spec.data.inputs.values()], spec.model.type
-    wanted = {"cnn": "image", "transformer": "text"}.get(model)
-    if wanted:
-        if kinds != [wanted]:
-            sentence = f"model type {model} takes exactly one input, of type {wanted}; here are {', '.join(kinds)}"
-            others = [f"data.inputs.{name}.type" for name, column in spec.data.inputs.items() if column.type != wanted]
-            surplus = [f"data.inputs.{name}" for name in spec.data.inputs]
-            return [(path, sentence) for path in (*(others or surplus), "model.type")]
-    elif "text" in kinds and model != "custom":
-        column = next(name for name, column in spec.data.inputs.items() if column.type == "text")
-        sentence = f"model type {model} takes no text; write model type transformer"
-        return [(f"data.inputs.{column}.type", sentence), ("model.type", sentence)]
-    return []
+    model, columns = spec.model, spec.data.inputs
+    if model.takes.one and (len(columns) > 1 or _unfit(spec)):
+        wanted, kinds = " or ".join(model.takes.types), ", ".join(column.type for column in columns.values())
+        sentence = f"model type {model.type} takes exactly one input, of type {wanted}; here are {kinds}"
+        others = [f"data.inputs.{name}.type" for name in _unfit(spec)]
+        surplus = [f"data.inputs.{name}" for name in columns]
+        return [(path, sentence) for path in (*(others or surplus), "model.type")]
+    rules = [(f"data.inputs.{name}.type", _takes_no(model.type, columns[name].type)) for name in _unfit(spec)]
+    return [*rules, ("model.type", rules[0][1])] if rules else []
+
+
+def _takes_no(model: str, kind: str) -> str:
+    *others, last = taking(kind)
+    return f"model type {model} takes no {kind}; write model type {', '.join(others)} or {last}"
+
+
+def _unfit(spec: Spec) -> list[str]:
+    """The inputs of a type that the model does not take."""
+    return [name for name, column in spec.data.inputs.items() if column.type not in spec.model.takes.types]
 
 
 def _weight_rules(spec: Spec) -> list[tuple[str, str]]:

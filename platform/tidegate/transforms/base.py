@@ -26,7 +26,7 @@ class Feature:
     """One model input after its transform: arrays `[rows, *shape]`; `cardinality` is the number of codes, if any."""
 
     name: str
-    kind: Literal["number", "category", "text", "image"]
+    kind: Literal["number", "category", "text", "image", "series"]
     shape: tuple[int, ...]
     cardinality: int = 0
 
@@ -59,6 +59,11 @@ class Transform(Protocol):
 
     def example(self, rows: int) -> Array:
         """Canonical values that are valid, for a warm-up."""
+
+
+def length_key(name: str) -> str:
+    """The name of the array that holds how much of each row of an input is no padding: int32 `[rows, 1]`."""
+    return f"__length.{name}"
 
 
 def merged_counts(parts: Sequence[State]) -> dict[str, int]:

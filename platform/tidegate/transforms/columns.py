@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from tidegate.spec.data import CategoryInput, Data, ImageInput, Input, NumberInput, TextInput
+from tidegate.spec.data import CategoryInput, Data, ImageInput, Input, NumberInput, SeriesInput, TextInput
 from tidegate.transforms.base import Array, Canonical, State, Transform
 from tidegate.transforms.category import CategoryColumn, CategoryTransform
 from tidegate.transforms.image import ImageColumn, ImageTransform
 from tidegate.transforms.number import NumberColumn, NumberTransform
+from tidegate.transforms.series import SeriesColumn, SeriesTransform
 from tidegate.transforms.text import TextColumn, TextTransform
 
 
@@ -20,6 +21,8 @@ def canonical(spec: Input) -> Canonical:
         return CategoryColumn(spec)
     if isinstance(spec, TextInput):
         return TextColumn(spec)
+    if isinstance(spec, SeriesInput):
+        return SeriesColumn(spec)
     if isinstance(spec, ImageInput):
         return ImageColumn(spec)
     raise ValueError(f"no reader for {type(spec).__name__}")
@@ -33,10 +36,11 @@ def row_bytes(data: Data) -> int:
 
 def transform(name: str, state: State) -> Transform:
     """The transform of a fitted state."""
-    kinds: dict[str, type[NumberTransform | CategoryTransform | TextTransform | ImageTransform]] = {
+    kinds: dict[str, Callable[[str, State], Transform]] = {
         "number": NumberTransform,
         "category": CategoryTransform,
         "text": TextTransform,
+        "series": SeriesTransform,
         "image": ImageTransform,
     }
     if state["type"] not in kinds:
@@ -49,11 +53,16 @@ class Columns:
 
     def __init__(self, states: Mapping[str, State]) -> None:
         self.transforms = {name: transform(name, state) for name, state in states.items()}
+        self._series = {name: made for name, made in self.transforms.items() if isinstance(made, SeriesTransform)}
 
     def apply(self, values: Mapping[str, Array]) -> dict[str, Array]:
         return {
             key: array for name, column in self.transforms.items() for key, array in column.apply(values[name]).items()
         }
+
+    def aligned(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """The same canonical arrays, those of any length as long as they may be."""
+        return {**values, **{name: column.aligned(values[name]) for name, column in self._series.items()}}
 
     def example(self, rows: int) -> dict[str, Array]:
         return {name: column.example(rows) for name, column in self.transforms.items()}

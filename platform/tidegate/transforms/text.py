@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import TextInput
-from tidegate.transforms.base import Array, Feature, State, merged_counts, problems, shortened
+from tidegate.transforms.base import Array, Feature, State, length_key, merged_counts, problems, shortened
 
 PAD, UNKNOWN = 0, 1
 SPECIAL = ["[PAD]", "[UNK]"]
@@ -80,11 +80,6 @@ class TextTransform:
 
     def example(self, rows: int) -> Array:
         return np.full(rows, "", dtype=object)
-
-
-def length_key(name: str) -> str:
-    """The name of the array that holds the number of tokens of the text column `name`."""
-    return f"__length.{name}"
 
 
 def _empty_tokenizer(kind: str) -> Any:

@@ -1,0 +1,85 @@
+"""Every model type from a spec to an endpoint: what is answered to raw inputs is what the version itself answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+import tidegate as tg
+from live_runs import DIABETES, DIGITS, IMAGES, SENTENCES, STROKES, on_disk, spec_of
+from local_ray import quiet
+from ports import free_port
+from tidegate import artifact, cluster, connection, registry
+from tidegate.cluster import LocalCluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
+ROWS = 24
+PICTURES = IMAGES["data"]
+DOCUMENTS: dict[str, dict[str, Any]] = {
+    "linear": DIABETES,
+    "mlp": DIGITS,
+    "cnn": IMAGES,
+    "conv_attention": IMAGES | {"model": {"type": "conv_attention", "stem": [8], "width": 16, "heads": 2}},
+    "rnn": STROKES,
+    "transformer": SENTENCES,
+}
+
+
+@pytest.fixture(scope="module", name="local")
+def _local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        patch.setenv("TIDEGATE_HOME", str(home / "tidegate"))
+        patch.setenv("TIDEGATE_SERVE_PORT", str(port := free_port()))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "MLFLOW_TRACKING_URI"):
+            patch.delenv(name, raising=False)
+        try:
+            local = cluster.up(cpus=8, gpus=0, serve_port=port, auth="disabled")
+            connection.connect()
+            quiet()
+            yield local
+        finally:
+            ray.shutdown()
+            cluster.down()
+
+
+@pytest.mark.parametrize("kind", DOCUMENTS)
+def test_an_endpoint_answers_raw_rows_as_its_version_does(local: LocalCluster, kind: str) -> None:
+    document = DOCUMENTS[kind]
+    spec = on_disk(spec_of(document, epochs=2))
+    version = tg.train(spec.model_copy(update={"name": kind.replace("_", "-")}), follow=False).wait()
+    endpoint = tg.deploy(tg.Endpoint(name=version.name, model=version.ref))
+    model = artifact.load(Path(registry.version(version.ref).path), version.digest)
+    table = pq.read_table(spec.data.source.path).slice(0, ROWS)
+    rows = [{name: table[name][row].as_py() for name in spec.data.inputs} for row in range(ROWS)]
+    alone = [{name: np.asarray([value]) for name, value in row.items()} for row in rows]
+    with tg.Client(local.serve_url) as client:
+        # At once, so that the replica puts requests into one pass.
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda row: client.predict(endpoint.name, row), alone))
+        for row, answer in zip(alone, answers, strict=True):
+            expected = model.predict(model.columns.aligned(shaped(model, row)))
+            assert answer.keys() == expected.keys()
+            for name, array in expected.items():
+                if array.dtype.kind == "f":
+                    assert answer[name] == pytest.approx(array, rel=0, abs=1e-5)
+                else:
+                    assert answer[name].tolist() == array.tolist()
+
+
+def shaped(model: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """As the server hands a request on: in the signature's shapes, lists flat in the spec's data brought to them."""
+    specs = {tensor.name: tensor for tensor in model.signature.inputs}
+    return {
+        name: values if -1 in specs[name].shape[1:] else values.reshape(len(values), *specs[name].shape[1:])
+        for name, values in row.items()
+    }
