@@ -73,7 +73,7 @@ CONV_ATTENTION = IMAGES | {
 KINDS = {
     "cnn": Kind(CNN, 80),
     "conv_attention": Kind(CONV_ATTENTION, 40),
-    "rnn": Kind(STROKES, 40),
+    "rnn": Kind(STROKES | {"train": STROKES["train"] | {"group_by_length": True}}, 40),
     "transformer": Kind(TRANSFORMER, 200),
     "own loop": Kind(OWN, 100, own_loop=True),
 }

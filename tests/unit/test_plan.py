@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,9 +15,27 @@ from hypothesis import strategies as st
 from tidegate.data.plan import Plan, owned_shards
 from tidegate.data.random import permutation
 
+
+@dataclass(frozen=True)
+class Drawn:
+    """Lengths of the rows of each file, drawn from a seed."""
+
+    rows: tuple[int, ...]
+    seed: int
+
+    def of_file(self, file: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng((self.seed, file)).integers(1, 30, self.rows[file])
+
+
+def planned(rows_per_file: tuple[int, ...], length_seed: int | None, **options: int) -> Plan:
+    lengths = Drawn(rows_per_file, length_seed) if length_seed is not None else None
+    return Plan(rows_per_file, lengths=lengths, **options)
+
+
 plans = st.builds(
-    Plan,
+    planned,
     rows_per_file=st.lists(st.integers(1, 40), min_size=1, max_size=12).map(tuple),
+    length_seed=st.one_of(st.none(), st.integers(0, 9)),
     seed=st.integers(0, 2**63 - 1),
     global_batch=st.integers(1, 200),
     shards=st.integers(1, 9),
@@ -55,7 +75,7 @@ def test_the_shards_of_a_step_divide_its_batch_evenly(plan: Plan, place: int) ->
 @given(plan=plans, shards=st.integers(1, 9), place=st.integers(0, 10_000))
 @settings(max_examples=500, deadline=None)
 def test_the_rows_of_a_batch_do_not_depend_on_the_shards(plan: Plan, shards: int, place: int) -> None:
-    other = Plan(plan.rows_per_file, plan.seed, plan.global_batch, shards, plan.window)
+    other = replace(plan, shards=shards)
     assert batch_of(plan, place) == batch_of(other, place)
 
 
@@ -65,7 +85,7 @@ def test_rows_depend_on_nothing_but_the_arguments(plan: Plan, order: random.Rand
     calls = [(step, shard) for step in range(2 * plan.steps_per_epoch) for shard in range(plan.shards)][:60]
     expected = {call: plan.shard_rows(*call).tolist() for call in calls}
     order.shuffle(calls)
-    again = Plan(*(getattr(plan, name) for name in ("rows_per_file", "seed", "global_batch", "shards", "window")))
+    again = replace(plan)
     assert {call: again.shard_rows(*call).tolist() for call in calls} == expected
 
 
@@ -197,3 +217,38 @@ def test_streams_and_keys_do_not_overlap() -> None:
     streams = [tuple(permutation(20, key=(7, e), stream=s).tolist()) for e in range(4) for s in (0, 1, 2, 2**63)]
     streams += [tuple(permutation(20, key=(s, 0), stream=0).tolist()) for s in (0, 1, 2**40, 2**63 - 1)]
     assert len(set(streams)) == len(streams)
+
+
+@given(
+    batch=st.integers(1, 40),
+    rows=st.lists(st.integers(1, 200), min_size=1, max_size=6).map(tuple),
+    window=st.integers(1, 3),
+    epoch=st.integers(0, 5),
+)
+@settings(max_examples=200, deadline=None)
+def test_lengths_change_the_order_within_a_window_alone(
+    batch: int, rows: tuple[int, ...], window: int, epoch: int
+) -> None:
+    plain = Plan(rows, 3, batch, 2, window)
+    grouped = replace(plain, lengths=Drawn(rows, 1))
+    one, other = epoch_of(plain, epoch), epoch_of(grouped, epoch)
+    start = 0
+    for number in range(-(-len(rows) // window)):
+        end = start + sum(rows[file] for file in plain.window_files((epoch, number)))
+        assert sorted(one[start:end]) == sorted(other[start:end])
+        start = end
+
+
+def test_the_rows_of_a_batch_are_about_as_long_as_each_other() -> None:
+    rows = (1000, 1500)
+    lengths = Drawn(rows, 1)
+    plan = Plan(rows, seed=3, global_batch=50, shards=2, lengths=lengths)
+    known = np.concatenate([lengths.of_file(file) for file in range(2)])
+    batches = [batch_of(plan, step) for step in range(plan.steps_per_epoch)]
+    spread = [np.ptp(known[batch]) for batch in batches]
+    assert np.mean(spread) < 5
+    assert np.mean([np.ptp(known[batch_of(replace(plan, lengths=None), step)]) for step in range(50)]) > 25
+    # And yet no batch follows from the one before.
+    means = [float(known[batch].mean()) for batch in batches]
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3
+    assert batches[0] != batch_of(plan, plan.steps_per_epoch)

@@ -27,6 +27,7 @@ TRAIN = {
     "global_batch": 64,
     "shards": 4,
     "micro_batch": 16,
+    "group_by_length": False,
     "reduction": "ordered",
     "precision": "fp32",
     "compile": False,
@@ -646,3 +647,9 @@ def test_a_version_is_an_endpoint_of_its_models_name(tmp_path: Path, monkeypatch
     for what in ("Digits@production", "digits@", "no-file.yaml"):
         with pytest.raises(SpecError):
             wanted(what)
+
+
+def test_grouping_by_length_needs_an_input_of_any_length() -> None:
+    (line,) = refusal(changed(VALID["cnn"], ("train", "group_by_length"), True))
+    assert line == "train.group_by_length: no input is of any length; text and series are"
+    document.parse(Spec, changed(VALID["transformer"], ("train", "group_by_length"), True), source="here")

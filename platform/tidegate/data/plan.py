@@ -3,6 +3,10 @@
 A plan is a pure function of the prepared files' row counts, the seed and the step. Files are permuted anew each epoch,
 rows within a window of consecutive files; batches are cut from that order, and a batch into `shards` fixed parts. The
 last batch of an epoch is as small as the rows that are left, so that every row counts exactly once an epoch.
+
+Where lengths are known, rows of about the same length come into the same batch, so that little of it is padding: the
+rows of some batches are put in the order of their lengths, cut into batches, and these are permuted. The rows of a
+batch that two windows share stay as they are.
 """
 
 from __future__ import annotations
@@ -10,15 +14,25 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Protocol
 
 import numpy as np
 
 from tidegate.data.random import Rows, permutation
 from tidegate.transforms.base import Array
 
-FILE_STREAM = 2**63
+FILE_STREAM, BATCH_STREAM = 2**63, 2**62
+POOL_BATCHES = 16
+"""So many batches are put in the order of their rows' lengths together: with more, fewer orders are possible."""
 Window = tuple[int, int]
 """An epoch, and the number of a window of files in it."""
+
+
+class Lengths(Protocol):
+    """How long rows are."""
+
+    def of_file(self, file: int) -> Array:
+        """Of the rows of one file, in their order: whole numbers `[rows]`."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,7 @@ class Plan:
     global_batch: int
     shards: int
     window: int = 8
+    lengths: Lengths | None = field(default=None, hash=False)
 
     @cached_property
     def num_rows(self) -> int:
@@ -116,4 +131,26 @@ def _window_rows(plan: Plan, window: Window) -> Array:
     offsets = np.concatenate([[0], np.cumsum(plan.rows_per_file)])
     dtype = np.min_scalar_type(plan.num_rows)
     rows = np.concatenate([np.arange(offsets[file], offsets[file + 1], dtype=dtype) for file in files])
-    return rows[permutation(len(rows), key=(plan.seed, epoch), stream=number)]
+    order = permutation(len(rows), key=(plan.seed, epoch), stream=number)
+    if plan.lengths is not None:
+        lengths = np.concatenate([plan.lengths.of_file(file) for file in files])
+        start = _window_edges(plan, epoch)[number]
+        order = _by_length(order, lengths[order], plan, window, -start % plan.global_batch)
+    return rows[order]
+
+
+def _by_length(order: Rows, lengths: Array, plan: Plan, window: Window, first: int) -> Rows:
+    """The same places, in batches of about the same length. `first`: where in them the first whole batch begins."""
+    size = plan.global_batch
+    batches = max(0, len(order) - first) // size
+    pools = [
+        slice(first + batch * size, first + min(batches, batch + POOL_BATCHES) * size)
+        for batch in range(0, batches, POOL_BATCHES)
+    ]
+    result = order.copy()
+    for pool in pools:
+        result[pool] = order[pool][lengths[pool].argsort(kind="stable")]
+    whole = slice(first, first + batches * size)
+    mixed = permutation(batches, key=(plan.seed, window[0]), stream=BATCH_STREAM + window[1])
+    result[whole] = result[whole].reshape(batches, size)[mixed].reshape(-1)
+    return result

@@ -21,6 +21,8 @@ from tidegate.spec.model import Custom, Model, taking
 from tidegate.spec.train import Train
 
 Task = Literal["classification", "regression"]
+OF_ANY_LENGTH = ("text", "series")
+"""The types of inputs whose rows differ in length."""
 
 
 def _file_or_not(value: object) -> str:
@@ -72,7 +74,7 @@ class Spec(Part):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Spec:
-        rules = _input_rules(self) + _metric_rules(self) + _weight_rules(self)
+        rules = _input_rules(self) + _metric_rules(self) + _weight_rules(self) + _length_rules(self)
         if rules:
             raise BrokenRules(rules)
         return self
@@ -169,6 +171,12 @@ def _weight_rules(spec: Spec) -> list[tuple[str, str]]:
     if spec.train.class_weights is not None and isinstance(spec.model, Custom) and spec.model.loss:
         sentence = "a loss of your own weighs the classes itself; leave out one of the two"
         return [("train.class_weights", sentence), ("model.loss", sentence)]
+    return []
+
+
+def _length_rules(spec: Spec) -> list[tuple[str, str]]:
+    if spec.train.group_by_length and not any(column.type in OF_ANY_LENGTH for column in spec.data.inputs.values()):
+        return [("train.group_by_length", f"no input is of any length; {' and '.join(OF_ANY_LENGTH)} are")]
     return []
 
 

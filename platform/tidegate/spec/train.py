@@ -103,6 +103,7 @@ class Train(Part):
     global_batch: Annotated[int | Literal["all"], BeforeValidator(_batch)] = 64
     shards: int = Field(4, ge=1, le=4096)
     micro_batch: int | None = Field(None, ge=1)
+    group_by_length: bool = False
     reduction: Literal["ordered", "fast"] = "ordered"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False

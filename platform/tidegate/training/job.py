@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tidegate.data.lengths import FileLengths
 from tidegate.data.plan import Plan
 from tidegate.data.prepared import Prepared, open_folder
 from tidegate.models.code import Code
@@ -45,7 +46,8 @@ def plan_of(spec: Spec, prepared: Prepared) -> Plan:
     """The plan of a spec on prepared data."""
     rows = prepared.rows_per_file("train")
     batch = sum(rows) if spec.train.global_batch == "all" else int(spec.train.global_batch)
-    return Plan(rows, spec.seed, batch, spec.train.shards)
+    lengths = FileLengths(tuple(prepared.files("train")), rows) if spec.train.group_by_length else None
+    return Plan(rows, spec.seed, batch, spec.train.shards, lengths=lengths)
 
 
 def total_steps(spec: Spec, plan: Plan) -> int:
