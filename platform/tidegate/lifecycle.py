@@ -298,7 +298,7 @@ def _evaluate_split(folder: Path, digest: str, prepared: Prepared, spec: Spec, s
     reader = prepared.reader(split)
     outputs, targets = validation.outputs(model.module, reader, worker=0, workers=1, device=torch.device("cpu"))
     if not prepared.target.is_category:
-        outputs = outputs.reshape(-1)
+        outputs = outputs.reshape(targets.shape)
     outputs, targets = prepared.target.unscaled(outputs), prepared.target.unscaled(targets)
     report = evaluation.report(spec.task, outputs, targets, classes=prepared.target.classes)
     return Evaluated(report, outputs, targets)
@@ -321,7 +321,9 @@ def _describe(
     if test.report.confusion is not None:
         pictures.confusion_matrix(test.report, folder / "confusion_matrix.png")
     else:
-        pictures.predicted_against_true(test.outputs, test.targets, folder / "predicted_against_true.png")
+        pictures.predicted_against_true(
+            test.outputs.flatten(), test.targets.flatten(), folder / "predicted_against_true.png"
+        )
 
 
 def _lineage(spec: Spec, name: str, prepared: Prepared, final: Checkpoint) -> dict[str, Any]:

@@ -71,8 +71,7 @@ class Trained(Model):
         arrays = self.columns.apply(inputs)
         with torch.inference_mode():
             outputs = self.module({name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()})
-        raw = outputs.float().cpu().numpy()
-        return self.target.answers(raw if self.target.is_category else raw.reshape(-1))
+        return self.target.answers(outputs.float().cpu().numpy())
 
     def aligned(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         return self.columns.aligned(inputs)

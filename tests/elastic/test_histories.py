@@ -21,6 +21,7 @@ from live_runs import (
     DIGITS,
     IMAGES,
     SENTENCES,
+    SPOTS,
     STROKES,
     InThread,
     digest,
@@ -74,6 +75,7 @@ KINDS = {
     "cnn": Kind(CNN, 80),
     "conv_attention": Kind(CONV_ATTENTION, 40),
     "rnn": Kind(STROKES | {"train": STROKES["train"] | {"group_by_length": True}}, 40),
+    "forecast": Kind(SPOTS, 200),
     "transformer": Kind(TRANSFORMER, 200),
     "own loop": Kind(OWN, 100, own_loop=True),
 }

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 import tidegate as tg
-from live_runs import DIABETES, DIGITS, IMAGES, SENTENCES, STROKES, on_disk, spec_of
+from live_runs import DIABETES, DIGITS, IMAGES, SENTENCES, SPOTS, STROKES, on_disk, spec_of
 from local_ray import quiet
 from ports import free_port
 from tidegate import artifact, cluster, connection, registry
@@ -28,6 +28,7 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
     "cnn": IMAGES,
     "conv_attention": IMAGES | {"model": {"type": "conv_attention", "stem": [8], "width": 16, "heads": 2}},
     "rnn": STROKES,
+    "forecast": SPOTS,
     "transformer": SENTENCES,
 }
 

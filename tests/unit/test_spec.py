@@ -380,8 +380,8 @@ def test_an_unknown_key_is_told_what_was_meant_or_what_there_is(path: tuple[str,
 
 def test_lines_say_what_was_found_and_what_to_write() -> None:
     assert refusal(changed(VALID["cnn"], ("model", "type"), "resnet")) == [
-        "model.type: found 'resnet'; write one of 'linear', 'mlp', 'cnn', 'conv_attention', 'rnn', 'transformer',"
-        " 'custom'"
+        "model.type: found 'resnet'; write one of 'linear', 'mlp', 'cnn', 'conv_attention', 'rnn', 'forecast',"
+        " 'transformer', 'custom'"
     ]
     (line,) = refusal(changed(VALID["cnn"], ("train", "epochs"), 0))
     assert line == "train.epochs: found 0; should be greater than or equal to 1"
@@ -653,3 +653,20 @@ def test_grouping_by_length_needs_an_input_of_any_length() -> None:
     (line,) = refusal(changed(VALID["cnn"], ("train", "group_by_length"), True))
     assert line == "train.group_by_length: no input is of any length; text and series are"
     document.parse(Spec, changed(VALID["transformer"], ("train", "group_by_length"), True), source="here")
+
+
+def test_heads_of_a_forecast_are_those_of_its_transformer() -> None:
+    forecast = changed(VALID["linear"], ("model",), {"type": "forecast", "encoder": "gru", "width": 6, "heads": 3})
+    forecast["data"]["inputs"] = {"past": {"type": "series", "max_length": 5}}
+    assert any(
+        line.startswith("model.heads: heads are given, but encoder 'gru' has none") for line in refusal(forecast)
+    )
+    good = changed(forecast, ("model", "heads"), REMOVED)
+    spec = document.parse(Spec, good, source="here")
+    assert document.parse(Spec, spec.model_dump(mode="json"), source="dump") == spec
+    wrong = changed(good, ("model",), {"type": "forecast", "encoder": "transformer", "width": 6})
+    assert any("not a multiple of heads 4" in line for line in refusal(wrong))
+    classes = changed(good, ("data", "target", "type"), "category")
+    assert any(line.startswith("model.type: model type forecast predicts numbers") for line in refusal(classes))
+    several = changed(classes, ("data", "target", "length"), 3)
+    assert any(line.startswith("data.target.length: a target of type category") for line in refusal(several))

@@ -15,6 +15,7 @@ from tidegate.models import custom
 from tidegate.models.cnn import Cnn
 from tidegate.models.code import Code
 from tidegate.models.conv_attention import ConvAttention
+from tidegate.models.forecast import Forecast
 from tidegate.models.linear import Linear
 from tidegate.models.mlp import Mlp
 from tidegate.models.rnn import Rnn
@@ -100,6 +101,7 @@ _TYPES: dict[type[Part], Callable[[Any, Sequence[Feature], int], nn.Module]] = {
     spec.Cnn: Cnn,
     spec.ConvAttention: ConvAttention,
     spec.Rnn: Rnn,
+    spec.Forecast: Forecast,
     spec.Transformer: Transformer,
 }
 

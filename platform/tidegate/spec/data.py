@@ -111,10 +111,18 @@ Input = Annotated[NumberInput | CategoryInput | TextInput | SeriesInput | ImageI
 
 
 class Target(Part):
-    """The column to predict: `category` makes a classifier, `number` a regressor."""
+    """The column to predict: `category` makes a classifier, `number` a regressor, of `length` numbers a row."""
 
     column: Column
     type: Literal["category", "number"]
+    length: int = Field(1, ge=1, le=100_000)
+
+    @model_validator(mode="after")
+    def _length_is_of_numbers(self) -> Target:
+        if self.length > 1 and self.type != "number":
+            sentence = f"a target of type {self.type} is a single value; leave out length"
+            raise BrokenRules([("length", sentence), ("type", sentence)])
+        return self
 
 
 class Split(Part):

@@ -6,9 +6,16 @@ A new one is a class here, in `Model` below, a file there, and a line in `models
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, JsonValue, StringConstraints, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 
 from tidegate.spec.base import BrokenRules, Part
 
@@ -62,10 +69,14 @@ class _Heads(Part):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
-        if self.width % self.heads:
-            sentence = f"width {self.width} is not a multiple of heads {self.heads}"
-            raise BrokenRules([("width", sentence), ("heads", sentence)])
+        _check_heads(self.width, self.heads)
         return self
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        sentence = f"width {width} is not a multiple of heads {heads}"
+        raise BrokenRules([("width", sentence), ("heads", sentence)])
 
 
 class ConvAttention(_Heads):
@@ -94,6 +105,33 @@ class Rnn(Part):
     init: Init = "xavier"
 
 
+class Forecast(Part):
+    """The next steps of a series from those before, each window in units of its own mean and deviation."""
+
+    takes: ClassVar = Takes(("series",), one=True)
+    type: Literal["forecast"]
+    encoder: Literal["gru", "lstm", "transformer"] = "gru"
+    layers: int = Field(1, ge=1, le=64)
+    width: Width = 64
+    heads: int = Field(4, ge=1, le=256)
+    dropout: Dropout = 0.0
+    init: Init = "xavier"
+
+    @model_validator(mode="after")
+    def _heads_are_used(self) -> Forecast:
+        if self.encoder == "transformer":
+            _check_heads(self.width, self.heads)
+        elif "heads" in self.model_fields_set:
+            sentence = f"heads are given, but encoder {self.encoder!r} has none; write encoder transformer"
+            raise BrokenRules([("heads", sentence), ("encoder", sentence)])
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A dump is a valid spec again: heads that are not used are not in it.
+        return {key: value for key, value in plain(self).items() if key != "heads" or self.encoder == "transformer"}
+
+
 class Transformer(_Heads):
     """A pre-norm encoder over tokens with learned positions; the mean over the tokens is classified."""
 
@@ -117,7 +155,9 @@ class Custom(Part):
     args: dict[str, JsonValue] = {}
 
 
-Model = Annotated[Linear | Mlp | Cnn | ConvAttention | Rnn | Transformer | Custom, Field(discriminator="type")]
+Model = Annotated[
+    Linear | Mlp | Cnn | ConvAttention | Rnn | Forecast | Transformer | Custom, Field(discriminator="type")
+]
 
 
 def taking(kind: str) -> list[str]:

@@ -17,7 +17,7 @@ from tidegate.spec.base import BrokenRules, Name, Part
 from tidegate.spec.data import Data
 from tidegate.spec.endpoint import Endpoint
 from tidegate.spec.evaluate import Evaluate
-from tidegate.spec.model import Custom, Model, taking
+from tidegate.spec.model import Custom, Forecast, Model, taking
 from tidegate.spec.train import Train
 
 Task = Literal["classification", "regression"]
@@ -75,6 +75,7 @@ class Spec(Part):
     @model_validator(mode="after")
     def _parts_fit(self) -> Spec:
         rules = _input_rules(self) + _metric_rules(self) + _weight_rules(self) + _length_rules(self)
+        rules += _forecast_rules(self)
         if rules:
             raise BrokenRules(rules)
         return self
@@ -171,6 +172,13 @@ def _weight_rules(spec: Spec) -> list[tuple[str, str]]:
     if spec.train.class_weights is not None and isinstance(spec.model, Custom) and spec.model.loss:
         sentence = "a loss of your own weighs the classes itself; leave out one of the two"
         return [("train.class_weights", sentence), ("model.loss", sentence)]
+    return []
+
+
+def _forecast_rules(spec: Spec) -> list[tuple[str, str]]:
+    if isinstance(spec.model, Forecast) and spec.task != "regression":
+        sentence = "model type forecast predicts numbers; for classes of series write model type rnn"
+        return [("data.target.type", sentence), ("model.type", sentence)]
     return []
 
 

@@ -209,7 +209,7 @@ class Worker:
         )
         names = CLASSIFICATION if self.job.spec.task == "classification" else REGRESSION
         if not target.is_category:
-            outputs = outputs.reshape(-1)
+            outputs = outputs.reshape(targets.shape)
         measured = evaluation.compute(self.job.spec.task, target.unscaled(outputs), target.unscaled(targets), names)
         epoch = learner.step // self.plan.steps_per_epoch
         mean = learner.take_epoch_loss() * target.loss_scale

@@ -26,7 +26,10 @@ def objective(spec: Spec, code: Code, weights: Tensor | None) -> Objective:
     if own is not None:
         return lambda outputs, targets: (own(outputs, targets), float(len(targets)))
     if spec.task == "regression":
-        return lambda outputs, targets: (functional.mse_loss(outputs.float().reshape(-1), targets), float(len(targets)))
+        return lambda outputs, targets: (
+            functional.mse_loss(outputs.float().reshape(targets.shape), targets),
+            float(len(targets)),
+        )
     if weights is None:
         return lambda outputs, targets: (functional.cross_entropy(outputs.float(), targets), float(len(targets)))
     return lambda outputs, targets: (
