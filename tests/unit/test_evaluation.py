@@ -247,3 +247,13 @@ def test_every_missed_requirement_is_named() -> None:
         "test.accuracy",
         "validation.loss",
     ]
+
+
+def test_several_numbers_a_row_count_each() -> None:
+    outputs, targets = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.tensor([[1.0, 4.0], [3.0, 4.0]])
+    found = evaluation.report("regression", outputs, targets)
+    assert found.rows == 2
+    assert found.metrics == evaluation.report("regression", outputs.flatten(), targets.flatten()).metrics
+    assert found.metrics["mae"] == pytest.approx(0.75)
+    with pytest.raises(ValueError, match="do not fit"):
+        evaluation.report("regression", outputs, targets[:, 0])

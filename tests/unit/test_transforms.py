@@ -557,6 +557,28 @@ def test_a_category_as_target_comes_back_as_it_was(values: list[Any], classes: l
     assert extreme["probabilities"][0].tolist() == [1.0] + [0.0] * (len(classes) - 1)
 
 
+def test_several_numbers_as_target_come_back_in_their_unit() -> None:
+    column = TargetColumn(Target(column="y", type="number", length=2))
+    values, found = column.read(pa.array([[1.0, 2.0], [3.0, 6.0], [1.0], [None, 1.0], [1e39, 1.0]]))
+    assert found.tolist() == [
+        None,
+        None,
+        "the list holds 1 numbers, not 2",
+        "the number is missing or not finite",
+        "a number is too large to use",
+    ]
+    whole = column_array(values)[:2]
+    state = json.loads(json.dumps(column.fit([column.partial(whole[:1]), column.partial(whole[1:])])))
+    assert (state["mean"], state["length"]) == (3.0, 2)
+    target = TargetTransform("y", state)
+    assert target.num_outputs == 2
+    assert target.tensors()[0].shape == (-1, 2)
+    applied = target.apply(whole)
+    assert applied.shape == (2, 2)
+    assert applied.mean() == pytest.approx(0, abs=1e-6)
+    assert target.answers(applied)["y"] == pytest.approx(whole)
+
+
 def test_a_target_far_from_those_of_the_training_split_is_refused() -> None:
     fit = TargetTransform("y", {"type": "number", "mean": 0.0, "deviation": 1e-10})
     assert fit.apply(np.array([1.0])).tolist() == [np.float32(1e10)]
