@@ -25,7 +25,7 @@ from tidegate.data.prepared import (
 from tidegate.data.splits import assign
 from tidegate.spec.run import Spec
 from tidegate.transforms.columns import Columns, canonical
-from tidegate.transforms.target import TargetColumn, TargetTransform
+from tidegate.transforms.target import target_column, target_transform
 
 # Machines that run tests are shared: a slow example says nothing.
 settings.register_profile("tidegate", deadline=None)
@@ -45,17 +45,17 @@ def _prepare_by_hand(folder: Path, spec: Spec, table: pa.Table, *, files: int = 
     values = {
         name: column_array(canonical(column).read(_column(table, name))[0]) for name, column in data.inputs.items()
     }
-    values[TARGET] = column_array(TargetColumn(target).read(_column(table, target.column))[0])
+    values[TARGET] = column_array(target_column(target).read(_column(table, target.column))[0])
     parts = dict(zip(SPLITS, assign(data.split, spec.seed, strata=None, named=None, count=len(table)), strict=True))
     train = parts["train"]
     states = {n: canonical(c).fit([canonical(c).partial(values[n][train])]) for n, c in data.inputs.items()}
-    target_state = TargetColumn(target).fit([TargetColumn(target).partial(values[TARGET][train])])
+    target_state = target_column(target).fit([target_column(target).partial(values[TARGET][train])])
     folder.mkdir(parents=True)
     written: dict[str, list[dict[str, object]]] = {}
     for split, rows in parts.items():
         written[split] = []
         for number, mine in enumerate(np.array_split(rows, files if split == "train" else 1)):
-            arrays = {ROW: mine, TARGET: TargetTransform(target.column, target_state).apply(values[TARGET][mine])}
+            arrays = {ROW: mine, TARGET: target_transform(target.column, target_state).apply(values[TARGET][mine])}
             arrays |= Columns(states).apply({name: values[name][mine] for name in data.inputs})
             name = f"{split}-{number:05d}.arrow"
             written[split].append({"name": name, "rows": len(mine), "bytes": write_arrays(folder / name, arrays)})

@@ -31,7 +31,7 @@ def register(folder: Path, number: int) -> None:
     column = {"type": "number", "length": 2, "missing": "refuse", "fill": [0, 0], "shift": [0, 0], "scale": [1, 1]}
     target = {"column": "y", "state": {"type": "number", "mean": float(number), "deviation": 1.0}}
     prepared = Prepared(folder, {"columns": {"x": column}, "target": target})
-    module = build(SPEC.model, prepared.features, prepared.target.num_outputs, seed=0)
+    module = build(SPEC.model, prepared.features, prepared.target.feature, seed=0)
     weights = {name: torch.zeros_like(tensor) for name, tensor in module.state_dict().items()}
     digest = artifact.write(folder, SPEC, prepared, weights)
     version = registry.register("numbers", path=folder, digest=digest, run_id=f"run-{number}", metrics={}, lineage={})

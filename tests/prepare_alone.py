@@ -14,7 +14,7 @@ from tidegate.models.build import build
 from tidegate.spec.run import Spec
 from tidegate.transforms.base import fits
 from tidegate.transforms.columns import Columns, canonical
-from tidegate.transforms.target import TargetColumn, TargetTransform
+from tidegate.transforms.target import target_column, target_transform
 
 
 def rows_of(spec: Spec) -> pa.Table:
@@ -40,11 +40,11 @@ def first_outputs(spec: Spec) -> dict[str, torch.Tensor]:
     batch = spec.train.global_batch
     assert batch == "all" or batch <= len(train)
     states = {n: canonical(c).fit([canonical(c).partial(values[n][train])]) for n, c in data.inputs.items()}
-    state = TargetColumn(data.target).fit([TargetColumn(data.target).partial(values[TARGET][train])])
+    state = target_column(data.target).fit([target_column(data.target).partial(values[TARGET][train])])
     assert len(state.get("classes", "ab")) >= 2
-    columns, target = Columns(states), TargetTransform(data.target.column, state)
+    columns, target = Columns(states), target_transform(data.target.column, state)
     features = [column.feature for column in columns.transforms.values()]
-    model = build(spec.model, features, target.num_outputs, seed=spec.seed).eval()
+    model = build(spec.model, features, target.feature, seed=spec.seed).eval()
     outputs = {}
     for split, rows in zip(SPLITS, parts, strict=True):
         chosen = rows[:64]

@@ -56,21 +56,29 @@ def _element(value: str | bytes) -> bytes:
 
 
 def _read_texts(data: Buffer, count: int, where: str) -> Array:
+    texts = np.empty(count, dtype=object)
+    for index, element in enumerate(read_elements(data, count, where)):
+        texts[index] = _text(element, where, index)
+    return texts
+
+
+def read_elements(data: Buffer, count: int, where: str) -> list[bytes]:
+    """The elements of a `BYTES` tensor as they are."""
     view = memoryview(data)
     # Each element takes at least its length: a count beyond that need not be tried.
     if count * _LENGTH_BYTES > len(view):
         raise _cut_off(where, count)
-    texts = np.empty(count, dtype=object)
+    elements = []
     place = 0
-    for index in range(count):
+    for _ in range(count):
         start = place + _LENGTH_BYTES
         place = start + int.from_bytes(view[place:start], "little")
         if start > len(view) or place > len(view):
             raise _cut_off(where, count)
-        texts[index] = _text(view[start:place], where, index)
+        elements.append(bytes(view[start:place]))
     if place != len(view):
         raise RequestError(f"{where} has {len(view) - place} bytes after its last element", expected="none")
-    return texts
+    return elements
 
 
 def _cut_off(where: str, count: int) -> RequestError:
@@ -79,7 +87,7 @@ def _cut_off(where: str, count: int) -> RequestError:
     )
 
 
-def _text(data: memoryview, where: str, index: int) -> str:
+def _text(data: bytes, where: str, index: int) -> str:
     try:
         return str(data, "utf-8")
     except UnicodeDecodeError as error:

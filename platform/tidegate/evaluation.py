@@ -9,8 +9,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tidegate import sequence_evaluation
 from tidegate.errors import DataError, TrainingError
 from tidegate.metrics import Task, of_task, text, texts_apart
+from tidegate.sequence_evaluation import Mistake
+from tidegate.transforms.target import TargetTransform
+from tidegate.transforms.target_text import TextTargetTransform
+
+NO_ROWS, MORE_ROWS = "there are no rows to evaluate on", "give the split a larger share in data.split"
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,8 @@ class Report:
     """All metrics of a model on one split.
 
     `metrics` leaves out what is undefined on these rows (see `compute`). `confusion[i][j]` counts the rows of true
-    class i predicted as class j. Regression has no classes: both class fields are empty and `confusion` is None.
+    class i predicted as class j. Other tasks have no classes: both class fields are empty and `confusion` is None.
+    `mistakes` are some rows of a sequence task.
     """
 
     task: Task
@@ -38,16 +45,19 @@ class Report:
     classes: tuple[str, ...]
     per_class: list[ClassReport]
     confusion: list[list[int]] | None
+    mistakes: tuple[Mistake, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A plain document of dicts, lists, numbers and strings."""
-        return asdict(self) | {"classes": list(self.classes)}
+        return asdict(self) | {"classes": list(self.classes), "mistakes": [asdict(item) for item in self.mistakes]}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Report:
         """The report that `to_json` wrote."""
         per_class = [ClassReport(**item) for item in document["per_class"]]
-        return cls(**{**document, "classes": tuple(document["classes"]), "per_class": per_class})
+        mistakes = tuple(Mistake(**item) for item in document.get("mistakes", []))
+        given = {"classes": tuple(document["classes"]), "per_class": per_class, "mistakes": mistakes}
+        return cls(**{**document, **given})
 
 
 class Bound(Protocol):
@@ -58,6 +68,37 @@ class Bound(Protocol):
 
     @property
     def at_most(self) -> float | None: ...
+
+
+def measured(target: TargetTransform, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    """All metrics of what `validation.outputs` gives. Errors as in `compute`."""
+    if isinstance(target, TextTargetTransform):
+        surprise, answered = sequence_evaluation.parted(_present(outputs))
+        return sequence_evaluation.compute(target.tokens, surprise, answered, targets.numpy())
+    return compute(target.task, *in_unit(target, outputs, targets), of_task(target.task))
+
+
+def reported(target: TargetTransform, outputs: Tensor, targets: Tensor) -> Report:
+    """The report on what `validation.outputs` gives. Errors as in `compute`."""
+    if isinstance(target, TextTargetTransform):
+        metrics, (_, answered) = measured(target, outputs, targets), sequence_evaluation.parted(outputs)
+        wrong = sequence_evaluation.mistakes(target.tokens, answered, targets.numpy())
+        return Report(target.task, len(targets), metrics, (), [], None, wrong)
+    return report(target.task, *in_unit(target, outputs, targets), classes=target.classes)
+
+
+def in_unit(target: TargetTransform, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the user's unit; those of a regression in the shape of the targets."""
+    if target.task == "regression":
+        outputs = outputs.reshape(targets.shape)
+    return target.unscaled(outputs), target.unscaled(targets)
+
+
+def _present(outputs: Tensor) -> Tensor:
+    if len(outputs) == 0:
+        raise DataError(NO_ROWS, remedy=MORE_ROWS)
+    _refuse_not_finite(outputs)
+    return outputs
 
 
 def compute(task: Task, outputs: Tensor, targets: Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -121,7 +162,7 @@ def _sentence(name: str, value: float | None, relation: str, limit: float) -> st
 def _checked(task: Task, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Both on the CPU, outputs (and a regression's targets) in double precision."""
     if len(targets) == 0:
-        raise DataError("there are no rows to evaluate on", remedy="give the split a larger share in data.split")
+        raise DataError(NO_ROWS, remedy=MORE_ROWS)
     if task == "regression" and outputs.shape == targets.shape:
         outputs, targets = outputs.flatten(), targets.flatten()
     ndim = 2 if task == "classification" else 1

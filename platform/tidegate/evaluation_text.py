@@ -11,16 +11,20 @@ if TYPE_CHECKING:
 
 CLASSES_SHOWN = 15
 CONFUSIONS_SHOWN = 5
+MISTAKES_SHOWN = 5
 
 
 def render(report: Report, title: str) -> str:
-    """Headline metrics; for classification also the weakest classes and the most frequent confusions.
+    """Headline metrics; for classification also the weakest classes and the most frequent confusions, and for
+    sequences some that were wrong.
 
     Lines end in "\\n" except the last. No colours or control characters, whatever the class names hold.
     """
     parts = [[f"{title}, {report.rows} {'row' if report.rows == 1 else 'rows'}", _headline(report)]]
     if report.task == "classification":
         parts += [_class_table(report.per_class), _confusions(report)]
+    if report.task == "sequence":
+        parts += [_mistakes(report)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -69,6 +73,11 @@ def _confusions(report: Report) -> list[str]:
     lines = [f"true {names[true]} taken for {names[predicted]}: {_times(n)}" for n, true, predicted in pairs]
     more = len(lines) - CONFUSIONS_SHOWN
     return lines[:CONFUSIONS_SHOWN] + ([f"... {more} more"] if more > 0 else [])
+
+
+def _mistakes(report: Report) -> list[str]:
+    shown = report.mistakes[:MISTAKES_SHOWN]
+    return [f"{label(item.expected, 60)} answered as {label(item.answered, 60) or 'nothing'}" for item in shown]
 
 
 def _times(count: int) -> str:

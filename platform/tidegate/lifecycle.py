@@ -296,12 +296,10 @@ def _evaluate_split(folder: Path, digest: str, prepared: Prepared, spec: Spec, s
     torch.set_num_threads(spec.train.workers.cpu)
     model = artifact.load(folder, digest)
     reader = prepared.reader(split)
-    outputs, targets = validation.outputs(model.module, reader, worker=0, workers=1, device=torch.device("cpu"))
-    if not prepared.target.is_category:
-        outputs = outputs.reshape(targets.shape)
-    outputs, targets = prepared.target.unscaled(outputs), prepared.target.unscaled(targets)
-    report = evaluation.report(spec.task, outputs, targets, classes=prepared.target.classes)
-    return Evaluated(report, outputs, targets)
+    target = prepared.target
+    outputs, targets = validation.outputs(model.module, reader, target, worker=0, workers=1, device=torch.device("cpu"))
+    report = evaluation.reported(target, outputs, targets)
+    return Evaluated(report, *evaluation.in_unit(target, outputs, targets))
 
 
 def _describe(
@@ -320,7 +318,7 @@ def _describe(
     pictures.learning_curve(history, folder / "learning_curve.png")
     if test.report.confusion is not None:
         pictures.confusion_matrix(test.report, folder / "confusion_matrix.png")
-    else:
+    elif test.report.task == "regression":
         pictures.predicted_against_true(
             test.outputs.flatten(), test.targets.flatten(), folder / "predicted_against_true.png"
         )

@@ -21,7 +21,7 @@ from tidegate.spec.model import Model as ModelSpec
 from tidegate.spec.registered import HuggingFace, Module
 from tidegate.transforms.base import Array
 from tidegate.transforms.columns import Columns
-from tidegate.transforms.target import TargetTransform
+from tidegate.transforms.target import target_transform
 
 SAME = 1e-2
 """How far an answer may be from the one that was kept, of the largest one: devices and their libraries differ."""
@@ -61,10 +61,10 @@ class Trained(Model):
         super().__init__(document, digest)
         # In the order they were trained in. Files of earlier releases have it in the signature only.
         self.columns = Columns({tensor.name: document["columns"][tensor.name] for tensor in self.signature.inputs})
-        self.target = TargetTransform(document["target"]["column"], document["target"]["state"])
+        self.target = target_transform(document["target"]["column"], document["target"]["state"])
         options: Any = TypeAdapter(ModelSpec).validate_python(document["model"])
         features = [column.feature for column in self.columns.transforms.values()]
-        self.module = _filled(build(options, features, self.target.num_outputs, seed=0, code=code), weights, device)
+        self.module = _filled(build(options, features, self.target.feature, seed=0, code=code), weights, device)
         self._device = device
 
     def predict(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "sequence"]
 
 CLASSIFICATION = ("accuracy", "precision", "recall", "f1", "auroc", "loss")
 """Precision, recall and F1 are means over the classes (macro); AUROC is one class against the rest, macro."""
@@ -12,7 +12,10 @@ CLASSIFICATION = ("accuracy", "precision", "recall", "f1", "auroc", "loss")
 REGRESSION = ("mse", "mae", "r2", "loss")
 """In the unit of the target; the loss is the mean squared error."""
 
-HEADLINES = {"classification": ("accuracy",), "regression": ("r2", "mae")}
+SEQUENCE = ("wer", "cer", "ser", "loss")
+"""Error rates of words, of letters and of whole texts; the loss is in nats a token."""
+
+HEADLINES = {"classification": ("accuracy",), "regression": ("r2", "mae"), "sequence": ("wer", "cer")}
 """What a summary shows when the spec does not say."""
 
 HIGHER_IS_BETTER: dict[str, bool] = {
@@ -24,13 +27,16 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "mse": False,
     "mae": False,
     "r2": True,
+    "wer": False,
+    "cer": False,
+    "ser": False,
     "loss": False,
 }
 
 
 def of_task(task: Task) -> tuple[str, ...]:
     """All metrics of a task, in the order a report shows them."""
-    return CLASSIFICATION if task == "classification" else REGRESSION
+    return {"classification": CLASSIFICATION, "regression": REGRESSION, "sequence": SEQUENCE}[task]
 
 
 def text(value: float, digits: int = 4) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from tidegate.errors import ArtifactError
 
 MAX_AXES = 32
+CONTENT = "content_type"
+"""The parameter of a tensor that tells what its bytes hold (as MLServer has it)."""
+Content = Literal["", "image", "audio"]
+CONTENTS: dict[str, Content] = {"image": "image", "audio": "audio"}
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     **{f"UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
@@ -22,14 +26,19 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One named tensor. `shape[0]` is the rows and always -1; further on, -1 is a size that varies."""
+    """One named tensor. `shape[0]` is the rows and always -1; further on, -1 is a size that varies.
+
+    `content` is set where it may also come as BYTES of a file: an image, or audio.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    content: Content = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+        own = {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+        return own | {"parameters": {CONTENT: self.content}} if self.content else own
 
     @classmethod
     def from_json(cls, value: object) -> TensorSpec:
@@ -45,7 +54,10 @@ class TensorSpec:
             _bad_signature(f'gives "{name}" no shape of integers')
         if shape[0] != -1 or not all(size == -1 or size > 0 for size in shape) or len(shape) > MAX_AXES:
             _bad_signature(f'gives "{name}" the shape {list(shape)[:MAX_AXES]}')
-        return cls(name, datatype, tuple(shape))
+        parameters = value.get("parameters")
+        content = parameters.get(CONTENT) if isinstance(parameters, dict) else ""
+        # Other servers have other kinds, which need nothing of a client.
+        return cls(name, datatype, tuple(shape), CONTENTS.get(content, "") if isinstance(content, str) else "")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tidegate import binary
+from tidegate import binary, content
 from tidegate.errors import ArtifactError, RequestError
 from tidegate.signature import DATATYPES, MAX_AXES, TensorSpec, shown
 
@@ -36,15 +36,38 @@ def read_input(item: dict[str, Any], spec: TensorSpec, max_rows: int, raw: binar
     """An input of a request, in the datatype and shape of the signature."""
     where = f'Input "{spec.name}"'
     datatype = _datatype(item, where, is_binary=raw is not None)
+    if content.is_content(datatype, spec):
+        return _content(item, datatype, max_rows, where, raw)
     if not _stands_for(datatype, spec.datatype):
         raise RequestError(f"{where} has the datatype {datatype}", expected=_accepted(spec.datatype))
-    shape = _shape(item, where)
+    shape = _bounded(_shape(item, where), max_rows, where)
+    target = _model_shape(shape, spec, where)
+    return _cast(_given(item, datatype, shape, where, raw), spec.datatype, where).reshape(target)
+
+
+def _bounded(shape: tuple[int, ...], max_rows: int, where: str) -> tuple[int, ...]:
     if shape[0] > max_rows:
         raise RequestError(
             f"{where} has {shape[0]} rows", expected=f"at most {max_rows}", remedy="Send several requests"
         )
-    target = _model_shape(shape, spec, where)
-    return _cast(_given(item, datatype, shape, where, raw), spec.datatype, where).reshape(target)
+    return shape
+
+
+def _content(item: dict[str, Any], datatype: str, max_rows: int, where: str, raw: binary.Buffer | None) -> Array:
+    """What a transform is to decode: an object array `[rows]` of bytes or of sounds."""
+    shape = _bounded(_shape(item, where), max_rows, where)
+    if datatype != "BYTES":
+        if len(shape) != 2:
+            raise RequestError(f"{where} has the shape {list(shape)}", expected="[rows, samples]")
+        return content.sounds(_given(item, datatype, shape, where, raw).reshape(shape), item.get("parameters"), where)
+    if math.prod(shape) != shape[0]:
+        raise RequestError(f"{where} has the shape {list(shape)}", expected="[rows] of BYTES, a file each")
+    if raw is not None:
+        return content.objects(binary.read_elements(raw, shape[0], where))
+    values = _flat(item, shape, where)
+    if not all(isinstance(value, str | bytes) for value in values):
+        raise RequestError(f"{where} holds something else than strings", expected="a file's bytes in base64")
+    return content.decoded(values, where)
 
 
 def read_output(item: dict[str, Any], where: str, raw: binary.Buffer | None = None) -> Array:
@@ -188,7 +211,9 @@ def write(name: str, array: Array) -> dict[str, Any]:
     if array.dtype == np.float16:
         raise RequestError(f'"{name}" is FP16, which has no JSON form', remedy="Ask for it, or send it, as bytes")
     flat = np.ascontiguousarray(array).reshape(-1)
-    data = flat.tolist() if flat.dtype.kind == "O" else flat
+    data: Any = flat.tolist() if flat.dtype.kind == "O" else flat
+    if content.holds_bytes(flat):
+        data = content.written(flat)
     return {**described(name, array), "data": data}
 
 
@@ -246,7 +271,11 @@ def client_column(name: str, values: Any, spec: TensorSpec | None) -> Array:
         raise RequestError(f"{where} is no array: {error}", expected="rows of equal shape") from error
     if array.ndim == 0:
         raise RequestError(f"{where} is a single value", expected="a list or array with one entry a row")
-    return _as_datatype(array, spec.datatype if spec else None, where)
+    if content.holds_bytes(array):
+        return array
+    # Samples of a sound stay as they are; what they become is the model's.
+    is_sound = spec is not None and spec.content == "audio" and array.dtype != object
+    return _as_datatype(array, spec.datatype if spec and not is_sound else None, where)
 
 
 def _unusual(array: Array, where: str) -> RequestError:

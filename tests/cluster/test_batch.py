@@ -86,7 +86,7 @@ def register(folder: Path, name: str, columns: dict[str, Any], inputs: dict[str,
     spec = Spec.model_validate(document)
     target = {"column": "kind", "state": {"type": "category", "classes": ["no", "yes"]}}
     prepared = Prepared(folder, {"columns": columns, "target": target})
-    module = build(spec.model, prepared.features, prepared.target.num_outputs, seed=5)
+    module = build(spec.model, prepared.features, prepared.target.feature, seed=5)
     digest = artifact.write(folder, spec, prepared, module.state_dict())
     registry.register(name, path=folder, digest=digest, run_id="", metrics={}, lineage={})
 

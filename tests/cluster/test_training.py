@@ -169,10 +169,12 @@ def test_an_early_stop_keeps_the_best_epoch_and_images_are_seen_once(
 
 
 def accuracy(spec: Spec, prepared: Prepared, weights: Any) -> float:
-    model = build(spec.model, prepared.features, prepared.target.num_outputs, seed=0)
+    model = build(spec.model, prepared.features, prepared.target.feature, seed=0)
     model.load_state_dict(weights)
     reader = prepared.reader("validation")
-    outputs, targets = validation.outputs(model, reader, worker=0, workers=1, device=torch.device("cpu"))
+    outputs, targets = validation.outputs(
+        model, reader, prepared.target, worker=0, workers=1, device=torch.device("cpu")
+    )
     return evaluation.compute(spec.task, outputs, targets, ["accuracy"])["accuracy"]
 
 

@@ -27,6 +27,7 @@ from tidegate.models import custom
 from tidegate.models.build import build
 from tidegate.models.code import Code
 from tidegate.spec.run import Spec
+from tidegate.transforms.base import Feature
 
 SPECS: dict[str, dict[str, Any]] = {
     "regression": {
@@ -100,12 +101,16 @@ class Trained:
         self.spec, self.code = spec, custom.code_of(spec.model)
         self.prepared: Prepared = prepare_by_hand(folder, spec, table)
         target = self.prepared.target
-        model = build(spec.model, self.prepared.features, target.num_outputs, seed=spec.seed, code=self.code)
+        model = build(spec.model, self.prepared.features, target.feature, seed=spec.seed, code=self.code)
         optimizer, reader = torch.optim.AdamW(model.parameters(), 0.01), self.prepared.reader("train")
         for rows in np.array_split(np.arange(self.prepared.num_rows("train")), 12):
             arrays = {name: torch.from_numpy(array) for name, array in reader.read(rows).items()}
             outputs, targets = model(arrays), arrays[TARGET]
-            loss = cross_entropy(outputs, targets) if target.is_category else mse_loss(outputs.reshape(-1), targets)
+            loss = (
+                cross_entropy(outputs, targets)
+                if target.task == "classification"
+                else mse_loss(outputs.reshape(-1), targets)
+            )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -161,7 +166,7 @@ def test_a_version_computes_what_the_trained_module_computes(
     one = trained(kind)
     one.write(tmp_path)
     target = one.prepared.target
-    module = build(one.spec.model, one.prepared.features, target.num_outputs, seed=0, code=one.code).eval()
+    module = build(one.spec.model, one.prepared.features, target.feature, seed=0, code=one.code).eval()
     module.load_state_dict(one.weights)
     rows = {name: torch.from_numpy(array) for name, array in one.prepared.reader("test").read(np.arange(9)).items()}
     with torch.inference_mode():
@@ -381,7 +386,12 @@ def test_another_version_than_the_registered_one_is_refused(trained: Callable[[s
 
 def test_weights_that_do_not_fit_the_model_are_refused(trained: Callable[[str], Trained], tmp_path: Path) -> None:
     version = trained("categories")
-    other = build(spec_of("categories").model.model_copy(update={"hidden": [9]}), version.prepared.features, 2, seed=0)
+    other = build(
+        spec_of("categories").model.model_copy(update={"hidden": [9]}),
+        version.prepared.features,
+        Feature("y", "category", (), 2),
+        seed=0,
+    )
     version.write(tmp_path, weights=other.state_dict())
     with pytest.raises(
         ArtifactError, match=r"do not fit the module .* another shape: layers.0.weight \[9, 6\], not \["
@@ -582,7 +592,7 @@ def test_an_own_model_answers_where_its_sources_are_not(own: Trained, tmp_path: 
     expected = artifact.load(folder, digest).predict({"pixels": inputs})
     for name, values in expected.items():
         assert np.array_equal(found[name], values)
-    module = build(own.spec.model, own.prepared.features, 10, seed=1, code=own.code)
+    module = build(own.spec.model, own.prepared.features, Feature("y", "category", (), 10), seed=1, code=own.code)
     module.load_state_dict(own.weights)
     arrays = own.prepared.columns.apply({"pixels": inputs})
     with torch.inference_mode():

@@ -470,7 +470,9 @@ def module_of(
     name: str, features: list[Feature] | None = None, outputs: int = 3, seed: int = 0, **args: Any
 ) -> nn.Module:
     options = options_of(f"mine:{name}", **args)
-    return build(options, features or [IMAGE], outputs, seed=seed, code=custom.code_of(options))
+    return build(
+        options, features or [IMAGE], Feature("y", "category", (), outputs), seed=seed, code=custom.code_of(options)
+    )
 
 
 def pixels(rows: int = 4) -> Tensor:
@@ -494,10 +496,10 @@ def test_a_module_gets_its_arguments_and_what_it_asks_for() -> None:
 @pytest.mark.usefixtures("mine")
 def test_an_argument_of_the_spec_goes_before_what_the_target_needs() -> None:
     options = options_of("mine:Net", width=2, outputs=3)
-    module = build(options, [IMAGE], 3, seed=0, code=custom.code_of(options))
+    module = build(options, [IMAGE], Feature("y", "category", (), 3), seed=0, code=custom.code_of(options))
     assert module.seen[2] == 3
     with pytest.raises(SpecError, match=r"gave a tensor of shape \[2, 3\]; expected a tensor of shape \[2, 4\]"):
-        build(options, [IMAGE], 4, seed=0, code=custom.code_of(options))
+        build(options, [IMAGE], Feature("y", "category", (), 4), seed=0, code=custom.code_of(options))
 
 
 @pytest.mark.usefixtures("mine")
@@ -630,7 +632,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_what_does_not_fit_is_refused(name: str, args: dict[str, Any], message: str) -> None:
     options = options_of(f"mine:{name}", **args)
     with pytest.raises(SpecError, match=re.escape(message)) as caught:
-        build(options, [IMAGE], 4, seed=0, code=custom.code_of(options))
+        build(options, [IMAGE], Feature("y", "category", (), 4), seed=0, code=custom.code_of(options))
     assert "\n" not in str(caught.value)
     assert options.args == args
 
@@ -729,7 +731,9 @@ def test_the_example_of_the_page_works(write: Write) -> None:
     spec = Spec.model_validate(yaml.safe_load(spec_text))
     assert isinstance(spec.model, Custom)
     code = custom.code_of(spec.model)
-    module = build(spec.model, [Feature("pixels", "image", (1, 8, 8))], 10, seed=0, code=code)
+    module = build(
+        spec.model, [Feature("pixels", "image", (1, 8, 8))], Feature("y", "category", (), 10), seed=0, code=code
+    )
     function = custom.loss(spec.model, code)
     assert function is not None
     found = function(module({"pixels": torch.rand(6, 64)}), torch.arange(6))

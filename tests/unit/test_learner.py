@@ -24,6 +24,7 @@ from tidegate.spec.run import Spec
 from tidegate.training.checkpoint import Checkpoints
 from tidegate.training.job import plan_of, total_steps
 from tidegate.training.learner import Learner, MakeOptimizer, shard_seed
+from tidegate.transforms.base import Feature
 
 IRIS = {
     "name": "iris",
@@ -52,7 +53,7 @@ def spec_of(*, model: dict[str, Any] | None = None, **train: Any) -> Spec:
 def learner_of(
     spec: Spec, prepared: Prepared, *, model: nn.Module | None = None, make: MakeOptimizer | None = None
 ) -> Learner:
-    module = model or build(spec.model, prepared.features, prepared.target.num_outputs, seed=spec.seed)
+    module = model or build(spec.model, prepared.features, prepared.target.feature, seed=spec.seed)
     return Learner(spec, plan_of(spec, prepared), module, make, worker=0, workers=1, device=torch.device("cpu"))
 
 
@@ -127,7 +128,7 @@ def twin(spec: Spec, prepared: Prepared) -> nn.Sequential:
     """A module of torch's own with the same initial weights."""
     (hidden,) = spec.model.hidden  # type: ignore[union-attr]
     plain = nn.Sequential(nn.Linear(4, hidden), nn.ReLU(), nn.Dropout(0.0), nn.Linear(hidden, 3))
-    weights = build(spec.model, prepared.features, 3, seed=spec.seed).state_dict()
+    weights = build(spec.model, prepared.features, Feature("y", "category", (), 3), seed=spec.seed).state_dict()
     plain.load_state_dict({name.removeprefix("layers."): tensor for name, tensor in weights.items()})
     return plain
 

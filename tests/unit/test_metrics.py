@@ -17,8 +17,15 @@ def test_names_need_neither_torch_nor_ray() -> None:
 
 
 def test_every_metric_has_a_direction() -> None:
-    assert set(metrics.HIGHER_IS_BETTER) == {*metrics.CLASSIFICATION, *metrics.REGRESSION}
-    assert {name for name, higher in metrics.HIGHER_IS_BETTER.items() if not higher} == {"mse", "mae", "loss"}
+    assert set(metrics.HIGHER_IS_BETTER) == {*metrics.CLASSIFICATION, *metrics.REGRESSION, *metrics.SEQUENCE}
+    assert {name for name, higher in metrics.HIGHER_IS_BETTER.items() if not higher} == {
+        "mse",
+        "mae",
+        "wer",
+        "cer",
+        "ser",
+        "loss",
+    }
 
 
 def test_names_of_a_task() -> None:

@@ -18,7 +18,7 @@ from tidegate.transforms.base import Feature
 
 data = {"source": {"path": "a.csv"}, "inputs": {"x": {"type": "number"}}, "target": {"column": "y", "type": "number"}}
 spec = Spec.model_validate({"name": "a", "data": data, "model": {"type": "residual", "width": 5, "layers": 3}})
-module = build(spec.model, [Feature("x", "number", (1,))], 1, seed=0)
+module = build(spec.model, [Feature("x", "number", (1,))], Feature("y", "number", ()), seed=0)
 print(type(module).__module__, tuple(module({"x": torch.ones(4, 1)}).shape), len(module.layers))
 try:
     Spec.model_validate(spec.model_dump() | {"data": data | {"inputs": {"x": {"type": "text"}}}})

@@ -57,7 +57,7 @@ def spec_of(options: dict[str, Any]) -> Any:
 
 
 def module_of(options: dict[str, Any], features: list[Feature], outputs: int = 3, seed: int = 0) -> nn.Module:
-    return build(spec_of(options), features, outputs, seed=seed)
+    return build(spec_of(options), features, Feature("y", "category", (), outputs), seed=seed)
 
 
 def inputs_of(features: list[Feature], rows: int = 5) -> dict[str, Tensor]:

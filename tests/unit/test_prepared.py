@@ -163,7 +163,7 @@ def test_a_folder_is_opened_by_its_manifest(tmp_path: Path) -> None:
     assert prepared.rows_per_file("train") == ROWS
     assert [prepared.num_rows(split) for split in ("train", "validation", "test")] == [1797, 700, 901]
     assert [feature.name for feature in prepared.features] == ["pixels"]
-    assert prepared.target.num_outputs == 10
+    assert prepared.target.feature.cardinality == 10
     rows = np.array([701, 0, 900], np.int64)
     check_equal(prepared.reader("train").read(rows), {name: array[rows] for name, array in ARRAYS.items()})
     check_equal(prepared.reader("test").read(rows[1:2]), {name: array[700:701] for name, array in ARRAYS.items()})

@@ -381,7 +381,7 @@ def test_an_unknown_key_is_told_what_was_meant_or_what_there_is(path: tuple[str,
 def test_lines_say_what_was_found_and_what_to_write() -> None:
     assert refusal(changed(VALID["cnn"], ("model", "type"), "resnet")) == [
         "model.type: found 'resnet'; write one of 'linear', 'mlp', 'cnn', 'conv_attention', 'rnn', 'forecast',"
-        " 'transformer', 'custom'"
+        " 'transformer', 'seq2seq', 'custom'"
     ]
     (line,) = refusal(changed(VALID["cnn"], ("train", "epochs"), 0))
     assert line == "train.epochs: found 0; should be greater than or equal to 1"
@@ -667,6 +667,9 @@ def test_heads_of_a_forecast_are_those_of_its_transformer() -> None:
     wrong = changed(good, ("model",), {"type": "forecast", "encoder": "transformer", "width": 6})
     assert any("not a multiple of heads 4" in line for line in refusal(wrong))
     classes = changed(good, ("data", "target", "type"), "category")
-    assert any(line.startswith("model.type: model type forecast predicts numbers") for line in refusal(classes))
+    assert any(
+        line.startswith("model.type: model type forecast learns a target of type number, not category")
+        for line in refusal(classes)
+    )
     several = changed(classes, ("data", "target", "length"), 3)
     assert any(line.startswith("data.target.length: a target of type category") for line in refusal(several))

@@ -17,14 +17,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import TypeAdapter
 from sklearn.datasets import load_diabetes, load_digits, load_iris
 
 from tidegate.data.prepared import column_array
 from tidegate.errors import RequestError
-from tidegate.spec.data import CategoryInput, ImageInput, NumberInput, Target, TextInput
-from tidegate.transforms.base import Array, length_key, merged_moments, moments
+from tidegate.spec.data import (
+    CategoryInput,
+    CategoryTarget,
+    ImageInput,
+    NumberInput,
+    NumberTarget,
+    Target,
+    TextInput,
+)
+from tidegate.transforms.base import Array, Feature, length_key, merged_moments, moments
 from tidegate.transforms.columns import Columns, canonical, transform
-from tidegate.transforms.target import TargetColumn, TargetTransform
+from tidegate.transforms.target import TargetTransform, target_column, target_transform
 from tidegate.transforms.text import PAD, UNKNOWN
 
 NUMBER = NumberInput(type="number")
@@ -512,19 +521,24 @@ def test_an_image_of_one_colour_becomes_zero() -> None:
 
 
 def target(kind: Any, values: Any, pieces: int = 1) -> tuple[TargetTransform, Array]:
-    column = TargetColumn(Target(column="y", type=kind))
+    column = target_column(TypeAdapter(Target).validate_python({"column": "y", "type": kind}))
     canonical_values, found = column.read(pa.array(values))
     assert found.tolist() == [None] * len(values)
     array = column_array(canonical_values)
     parts = [json.loads(json.dumps(column.partial(part))) for part in np.array_split(array, pieces)]
-    return TargetTransform("y", json.loads(json.dumps(column.fit(parts)))), array
+    return target_transform("y", json.loads(json.dumps(column.fit(parts)))), array
 
 
 def test_a_number_as_target_comes_back_in_its_unit() -> None:
     truth = load_diabetes().target
     fit, canonical_values = target("number", truth, 5)
     scaled = fit.apply(canonical_values)
-    assert (scaled.dtype, scaled.shape, fit.num_outputs, fit.is_category) == (np.float32, (442,), 1, False)
+    assert (scaled.dtype, scaled.shape, fit.feature, fit.task) == (
+        np.float32,
+        (442,),
+        Feature("y", "number", ()),
+        "regression",
+    )
     assert abs(scaled.mean(dtype=np.float64)) < 1e-6
     assert abs(scaled.std(dtype=np.float64) - 1) < 1e-6
     np.testing.assert_allclose(fit.unscaled(scaled), truth, rtol=1e-5)
@@ -547,7 +561,7 @@ def test_a_number_as_target_comes_back_in_its_unit() -> None:
 def test_a_category_as_target_comes_back_as_it_was(values: list[Any], classes: list[Any], datatype: str) -> None:
     fit, canonical_values = target("category", values, 2)
     codes = fit.apply(canonical_values)
-    assert (codes.dtype, fit.num_outputs) == (np.int64, len(classes))
+    assert (codes.dtype, fit.feature.cardinality) == (np.int64, len(classes))
     answer = fit.answers(np.eye(len(classes), dtype=np.float32)[codes] * 3)
     assert [tensor.datatype for tensor in fit.tensors()] == [datatype, "FP32"]
     assert [classes.index(value) for value in answer["y"].tolist()] == codes.tolist()
@@ -558,7 +572,7 @@ def test_a_category_as_target_comes_back_as_it_was(values: list[Any], classes: l
 
 
 def test_several_numbers_as_target_come_back_in_their_unit() -> None:
-    column = TargetColumn(Target(column="y", type="number", length=2))
+    column = target_column(NumberTarget(column="y", type="number", length=2))
     values, found = column.read(pa.array([[1.0, 2.0], [3.0, 6.0], [1.0], [None, 1.0], [1e39, 1.0]]))
     assert found.tolist() == [
         None,
@@ -570,8 +584,8 @@ def test_several_numbers_as_target_come_back_in_their_unit() -> None:
     whole = column_array(values)[:2]
     state = json.loads(json.dumps(column.fit([column.partial(whole[:1]), column.partial(whole[1:])])))
     assert (state["mean"], state["length"]) == (3.0, 2)
-    target = TargetTransform("y", state)
-    assert target.num_outputs == 2
+    target = target_transform("y", state)
+    assert target.feature.shape == (2,)
     assert target.tensors()[0].shape == (-1, 2)
     applied = target.apply(whole)
     assert applied.shape == (2, 2)
@@ -580,21 +594,21 @@ def test_several_numbers_as_target_come_back_in_their_unit() -> None:
 
 
 def test_a_target_far_from_those_of_the_training_split_is_refused() -> None:
-    fit = TargetTransform("y", {"type": "number", "mean": 0.0, "deviation": 1e-10})
+    fit = target_transform("y", {"type": "number", "mean": 0.0, "deviation": 1e-10})
     assert fit.apply(np.array([1.0])).tolist() == [np.float32(1e10)]
     with pytest.raises(RequestError, match="y holds a number too large to use"):
         fit.apply(np.array([1.0, 1e30]))
 
 
 def test_the_problem_of_each_target_that_does_not_fit() -> None:
-    numbers = TargetColumn(Target(column="y", type="number"))
+    numbers = target_column(NumberTarget(column="y", type="number"))
     assert numbers.read(pa.array([1.0, 1e300]))[1].tolist() == [None, "a number is too large to use"]
     assert numbers.read(pa.array([1.0, None, np.inf]))[1].tolist() == [
         None,
         *["the number is missing or not finite"] * 2,
     ]
     assert numbers.read(pa.array(["1", "b"]))[1].tolist() == [None, "'b' is no number"]
-    classes = TargetColumn(Target(column="y", type="category"))
+    classes = target_column(CategoryTarget(column="y", type="category"))
     assert classes.read(pa.array(["a", None]))[1].tolist() == [None, "the value is missing"]
 
 

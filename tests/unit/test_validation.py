@@ -45,12 +45,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory, prepare_by_hand: Any) -> Pr
 
 
 def model_of(prepared: Prepared) -> nn.Module:
-    return build(Spec.model_validate(SPEC).model, prepared.features, 10, seed=3)
+    return build(Spec.model_validate(SPEC).model, prepared.features, prepared.target.feature, seed=3)
 
 
 def alone(model: nn.Module, prepared: Prepared) -> tuple[Tensor, Tensor]:
     reader = prepared.reader("validation")
-    return outputs(model, reader, worker=0, workers=1, device=torch.device("cpu"))
+    return outputs(model, reader, prepared.target, worker=0, workers=1, device=torch.device("cpu"))
 
 
 def test_outputs_are_those_of_the_model_in_the_order_of_the_split(digits: Prepared) -> None:
@@ -110,12 +110,19 @@ from tidegate.spec.run import Spec
 from tidegate.training.validation import outputs
 worker, folder, prepared, spec = int(sys.argv[1]), sys.argv[2], open_folder(Path(sys.argv[3])), json.loads(sys.argv[4])
 torch.set_num_threads(1)
-model, found = build(Spec.model_validate(spec).model, prepared.features, 10, seed=3), []
+model, found = build(Spec.model_validate(spec).model, prepared.features, prepared.target.feature, seed=3), []
 for workers in (2, 3):
     if worker < workers:
         dist.init_process_group("gloo", init_method=f"file://{folder}/{workers}", rank=worker, world_size=workers)
         for split in ("validation", "train", "test"):
-            pair = outputs(model, prepared.reader(split), worker=worker, workers=workers, device=torch.device("cpu"))
+            pair = outputs(
+                model,
+                prepared.reader(split),
+                prepared.target,
+                worker=worker,
+                workers=workers,
+                device=torch.device("cpu"),
+            )
             found.append([hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for tensor in pair])
         dist.destroy_process_group()
 print(json.dumps(found))
@@ -136,7 +143,9 @@ def test_real_groups_give_every_worker_the_bits_of_one(digits: Prepared, tmp_pat
     assert [-(-digits.num_rows(split) // CHUNK_ROWS) for split in ("validation", "train", "test")] == [4, 3, 2]
     expected = []
     for split in ("validation", "train", "test"):
-        pair = outputs(model_of(digits), digits.reader(split), worker=0, workers=1, device=torch.device("cpu"))  # type: ignore[arg-type]
+        pair = outputs(
+            model_of(digits), digits.reader(split), digits.target, worker=0, workers=1, device=torch.device("cpu")
+        )  # type: ignore[arg-type]
         expected.append([hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for tensor in pair])
     arguments = [str(tmp_path), str(digits.folder), json.dumps(SPEC)]
     processes = [

@@ -15,7 +15,7 @@ from tidegate.spec.data import Data
 from tidegate.transforms.base import Array, fits, problems
 from tidegate.transforms.category import to_labels
 from tidegate.transforms.columns import canonical
-from tidegate.transforms.target import TargetColumn
+from tidegate.transforms.target import target_column
 
 MOST_NAMES = 40
 PROBLEM, STRATUM, NAMED = "__problem", "__stratum", "__split"
@@ -57,7 +57,7 @@ class Canonicalise:
         for name, spec in self.data.inputs.items():
             columns[name] = self._read(canonical(spec).read(column_of(block, name)), name, found)
         target = self.data.target
-        columns[TARGET] = self._read(TargetColumn(target).read(column_of(block, target.column)), target.column, found)
+        columns[TARGET] = self._read(target_column(target).read(column_of(block, target.column)), target.column, found)
         if self.data.split.stratify:
             column = column_of(block, self.data.split.stratify)
             columns[STRATUM] = self._read(to_labels(column), self.data.split.stratify, found)

@@ -14,7 +14,7 @@ from tidegate.data.stage import tasks
 from tidegate.errors import DataError, RequestError
 from tidegate.transforms.base import Array, State
 from tidegate.transforms.columns import Columns
-from tidegate.transforms.target import TargetTransform
+from tidegate.transforms.target import target_transform
 
 
 def finish(
@@ -68,7 +68,7 @@ class Finisher:
         return {"item": json.dumps(record)}
 
     def _write(self, record: dict[str, Any], values: dict[str, Array]) -> int:
-        arrays = {ROW: values[ROW], TARGET: TargetTransform(self.column, self.target).apply(values[TARGET])}
+        arrays = {ROW: values[ROW], TARGET: target_transform(self.column, self.target).apply(values[TARGET])}
         size = write_arrays(self.work / record["name"], arrays | Columns(self.states).apply(values))
         open_arrays(self.work / record["name"], record["rows"])
         return size

@@ -42,7 +42,7 @@ from tidegate.spec.data import Data, InvalidRows
 from tidegate.spec.run import Spec
 from tidegate.transforms.base import Array, State, fits
 from tidegate.transforms.columns import canonical, row_bytes
-from tidegate.transforms.target import TargetColumn
+from tidegate.transforms.target import target_column
 
 FILE_BYTES = 32 * 2**20
 Say = Callable[[str], None]
@@ -199,7 +199,7 @@ def _fit(data: Data, staged: list[dict[str, Any]]) -> tuple[dict[str, State], St
     states = {
         name: canonical(column).fit([part["columns"][name] for part in parts]) for name, column in data.inputs.items()
     }
-    target = TargetColumn(data.target).fit([part["target"] for part in parts])
+    target = target_column(data.target).fit([part["target"] for part in parts])
     if target["type"] == "category" and len(target["classes"]) < 2:
         raise DataError(
             f"the training split has only the class {target['classes'][0]!r} in column {data.target.column}",

@@ -21,7 +21,7 @@ from tidegate.errors import DataError
 from tidegate.transforms.base import Array, Feature
 from tidegate.transforms.columns import Columns
 from tidegate.transforms.number import fixed_lists, is_list
-from tidegate.transforms.target import TargetTransform
+from tidegate.transforms.target import TargetTransform, target_transform
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -50,7 +50,7 @@ class Prepared:
 
     @cached_property
     def target(self) -> TargetTransform:
-        return TargetTransform(self.manifest["target"]["column"], self.manifest["target"]["state"])
+        return target_transform(self.manifest["target"]["column"], self.manifest["target"]["state"])
 
     @property
     def features(self) -> list[Feature]:

@@ -17,7 +17,7 @@ from tidegate.data.random import Rows
 from tidegate.spec.data import Data
 from tidegate.transforms.base import State
 from tidegate.transforms.columns import canonical
-from tidegate.transforms.target import TargetColumn
+from tidegate.transforms.target import target_column
 
 FILE, PLACE = "__file", "__place"
 MAX_PARTITIONS = 64
@@ -86,7 +86,7 @@ class StageWriter:
 
     def _partial(self, group: pa.Table) -> State:
         parts = {n: canonical(c).partial(column_array(group.column(n))) for n, c in self.data.inputs.items()}
-        return {"columns": parts, "target": TargetColumn(self.data.target).partial(column_array(group.column(TARGET)))}
+        return {"columns": parts, "target": target_column(self.data.target).partial(column_array(group.column(TARGET)))}
 
 
 def tasks(names: Sequence[str], limit: int) -> int:

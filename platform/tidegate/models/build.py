@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ from tidegate.models import custom
 from tidegate.models.cnn import Cnn
 from tidegate.models.code import Code
 from tidegate.models.conv_attention import ConvAttention
+from tidegate.models.ctc import Ctc
 from tidegate.models.forecast import Forecast
 from tidegate.models.linear import Linear
 from tidegate.models.mlp import Mlp
 from tidegate.models.rnn import Rnn
+from tidegate.models.seq2seq import Seq2Seq
 from tidegate.models.transformer import Transformer
 from tidegate.spec import model as spec
 from tidegate.spec.base import Part
@@ -30,15 +33,15 @@ MOST_NAMES = 4
 
 
 def build(
-    options: spec.Model, features: Sequence[Feature], outputs: int, *, seed: int, code: Code | None = None
+    options: spec.Model, features: Sequence[Feature], target: Feature, *, seed: int, code: Code | None = None
 ) -> nn.Module:
-    """A module with initial weights drawn from `seed` alone.
+    """A module with initial weights drawn from `seed` alone, for inputs of `features` and what is to be predicted.
 
     `code` holds the sources of a person's own model; without it, one is imported from installed packages only. Raises
     SpecError for an own model that cannot be made.
     """
     with _random_state(seed):
-        return _module(options, features, outputs, code or Code({}))
+        return _module(options, features, target, code or Code({}))
 
 
 def given(options: Module, code: Code) -> nn.Module:
@@ -104,9 +107,18 @@ _TYPES: dict[type[Part], Callable[[Any, Sequence[Feature], int], nn.Module]] = {
     spec.Forecast: Forecast,
     spec.Transformer: Transformer,
 }
+"""Those that give so many numbers a row."""
+_SEQUENCE_TYPES: dict[type[Part], Callable[[Any, Sequence[Feature], Feature], nn.Module]] = {
+    spec.Seq2Seq: Seq2Seq,
+    spec.Ctc: Ctc,
+}
+"""Those that write a text."""
 
 
-def _module(options: spec.Model, features: Sequence[Feature], outputs: int, code: Code) -> nn.Module:
+def _module(options: spec.Model, features: Sequence[Feature], target: Feature, code: Code) -> nn.Module:
+    if type(options) in _SEQUENCE_TYPES:
+        return _SEQUENCE_TYPES[type(options)](options, features, target)
+    outputs = target.cardinality or math.prod(target.shape)
     if isinstance(options, spec.Custom):
         return custom.build(options, features, outputs, code)
     return _TYPES[type(options)](options, features, outputs)

@@ -10,7 +10,7 @@ from tidegate.spec.model import Init
 def initialise(model: nn.Module, how: Init) -> None:
     """Set the weights of every linear, convolution, recurrent and attention layer from torch's global random state."""
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             _fill(module.weight, how)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

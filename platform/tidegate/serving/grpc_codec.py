@@ -69,6 +69,7 @@ def parse_request(request: Any, signature: Signature, *, max_rows: int) -> Infer
 def _input(tensor: Any, spec: TensorSpec, max_rows: int, raw: bytes | None) -> Array:
     where = f'Input "{tensor.name}"'
     item: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+    item["parameters"] = {name: _value(value) for name, value in tensor.parameters.items()}
     given = [field.name for field, _ in tensor.contents.ListFields()]
     if raw is not None:
         if given:
@@ -78,8 +79,15 @@ def _input(tensor: Any, spec: TensorSpec, max_rows: int, raw: bytes | None) -> A
     if given not in ([], [wanted]):
         raise RequestError(f"{where} of {shown(tensor.datatype)} has {' and '.join(given)}", expected=wanted)
     values = list(getattr(tensor.contents, wanted, ()))
-    item["data"] = [_text(value, where) for value in values] if tensor.datatype == "BYTES" else values
+    is_text = tensor.datatype == "BYTES" and not spec.content
+    item["data"] = [_text(value, where) for value in values] if is_text else values
     return tensors.read_input(item, spec, max_rows)
+
+
+def _value(parameter: Any) -> Any:
+    """What an InferParameter holds."""
+    chosen = parameter.ListFields()
+    return chosen[0][1] if chosen else None
 
 
 def _text(value: bytes, where: str) -> str:

@@ -69,7 +69,7 @@ class TextInput(Part):
     """Text of any length; what exceeds `max_length` tokens is cut."""
 
     type: Literal["text"]
-    tokenizer: Literal["word", "bpe"] = "bpe"
+    tokenizer: Literal["word", "character", "bpe"] = "bpe"
     vocab_size: int = Field(8000, ge=300, le=1_000_000)
     max_length: int = Field(256, ge=1, le=100_000)
 
@@ -81,6 +81,15 @@ class SeriesInput(Part):
     max_length: int = Field(ge=1, le=100_000)
     channels: int = Field(1, ge=1, le=10_000)
     scale: Literal["standard", "none"] = "standard"
+
+
+class AudioInput(Part):
+    """A sound of at most `max_seconds`: an encoded file (WAV, FLAC, OGG, MP3), or samples; as log-mel spectra."""
+
+    type: Literal["audio"]
+    max_seconds: float = Field(gt=0, le=3600)
+    sampling_rate: int = Field(16_000, ge=4000, le=192_000)
+    mels: int = Field(40, ge=1, le=256)
 
 
 class ImageAugment(Part):
@@ -107,22 +116,37 @@ class ImageInput(Part):
         return self
 
 
-Input = Annotated[NumberInput | CategoryInput | TextInput | SeriesInput | ImageInput, Field(discriminator="type")]
+Input = Annotated[
+    NumberInput | CategoryInput | TextInput | SeriesInput | AudioInput | ImageInput, Field(discriminator="type")
+]
 
 
-class Target(Part):
-    """The column to predict: `category` makes a classifier, `number` a regressor, of `length` numbers a row."""
+class CategoryTarget(Part):
+    """The column to predict: one of a set of values, which makes a classifier."""
 
     column: Column
-    type: Literal["category", "number"]
+    type: Literal["category"]
+
+
+class NumberTarget(Part):
+    """The column to predict: a number a row, or a list of `length` numbers, which makes a regressor."""
+
+    column: Column
+    type: Literal["number"]
     length: int = Field(1, ge=1, le=100_000)
 
-    @model_validator(mode="after")
-    def _length_is_of_numbers(self) -> Target:
-        if self.length > 1 and self.type != "number":
-            sentence = f"a target of type {self.type} is a single value; leave out length"
-            raise BrokenRules([("length", sentence), ("type", sentence)])
-        return self
+
+class TextTarget(Part):
+    """The column to predict: a text, written token by token. One of more than `max_length` tokens is refused."""
+
+    column: Column
+    type: Literal["text"]
+    tokenizer: Literal["word", "character", "bpe"] = "bpe"
+    vocab_size: int = Field(8000, ge=300, le=1_000_000)
+    max_length: int = Field(256, ge=1, le=100_000)
+
+
+Target = Annotated[CategoryTarget | NumberTarget | TextTarget, Field(discriminator="type")]
 
 
 class Split(Part):

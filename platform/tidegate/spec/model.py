@@ -26,10 +26,11 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 @dataclass(frozen=True)
 class Takes:
-    """The types of the inputs that a model takes; `one` of them alone, or any number."""
+    """The types of the inputs that a model takes, `one` of them alone or any number, and of the target it learns."""
 
     types: tuple[str, ...]
     one: bool = False
+    targets: tuple[str, ...] = ("category", "number")
 
 
 class Linear(Part):
@@ -105,10 +106,23 @@ class Rnn(Part):
     init: Init = "xavier"
 
 
+def _check_used_heads(part: Forecast | Ctc) -> None:
+    if part.encoder == "transformer":
+        _check_heads(part.width, part.heads)
+    elif "heads" in part.model_fields_set:
+        sentence = f"heads are given, but encoder {part.encoder!r} has none; write encoder transformer"
+        raise BrokenRules([("heads", sentence), ("encoder", sentence)])
+
+
+def _without_unused_heads(part: Forecast | Ctc, dump: dict[str, Any]) -> dict[str, Any]:
+    # A dump is a valid spec again: heads that are not used are not in it.
+    return {key: value for key, value in dump.items() if key != "heads" or part.encoder == "transformer"}
+
+
 class Forecast(Part):
     """The next steps of a series from those before, each window in units of its own mean and deviation."""
 
-    takes: ClassVar = Takes(("series",), one=True)
+    takes: ClassVar = Takes(("series",), one=True, targets=("number",))
     type: Literal["forecast"]
     encoder: Literal["gru", "lstm", "transformer"] = "gru"
     layers: int = Field(1, ge=1, le=64)
@@ -118,18 +132,13 @@ class Forecast(Part):
     init: Init = "xavier"
 
     @model_validator(mode="after")
-    def _heads_are_used(self) -> Forecast:
-        if self.encoder == "transformer":
-            _check_heads(self.width, self.heads)
-        elif "heads" in self.model_fields_set:
-            sentence = f"heads are given, but encoder {self.encoder!r} has none; write encoder transformer"
-            raise BrokenRules([("heads", sentence), ("encoder", sentence)])
+    def _heads_are_used(self) -> Self:
+        _check_used_heads(self)
         return self
 
     @model_serializer(mode="wrap")
     def _as_written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A dump is a valid spec again: heads that are not used are not in it.
-        return {key: value for key, value in plain(self).items() if key != "heads" or self.encoder == "transformer"}
+        return _without_unused_heads(self, plain(self))
 
 
 class Transformer(_Heads):
@@ -140,6 +149,48 @@ class Transformer(_Heads):
     layers: int = Field(2, ge=1, le=200)
     dropout: Dropout = 0.1
     init: Init = "xavier"
+
+
+class Seq2Seq(_Heads):
+    """From a text to a sequence: a bidirectional GRU with attention, or a transformer; answered by beam search."""
+
+    takes: ClassVar = Takes(("text",), one=True, targets=("text",))
+    type: Literal["seq2seq"]
+    network: Literal["gru", "transformer"] = "transformer"
+    layers: int = Field(2, ge=1, le=100)
+    beam: int = Field(1, ge=1, le=64)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    dropout: Dropout = 0.1
+    init: Init = "xavier"
+
+    @model_validator(mode="after")
+    def _both_directions_fit(self) -> Self:
+        if self.network == "gru" and self.width % 2:
+            raise BrokenRules([("width", f"{self.width} is odd; the encoder's two directions have half of it each")])
+        return self
+
+
+class Ctc(Part):
+    """From sound, or a series, to a text in its order: convolutions, an encoder, and a token or none for each frame."""
+
+    takes: ClassVar = Takes(("audio", "series"), one=True, targets=("text",))
+    type: Literal["ctc"]
+    halvings: int = Field(1, ge=0, le=8)
+    encoder: Literal["gru", "lstm", "transformer"] = "gru"
+    layers: int = Field(2, ge=1, le=100)
+    width: Width = 128
+    heads: int = Field(4, ge=1, le=256)
+    dropout: Dropout = 0.1
+    init: Init = "xavier"
+
+    @model_validator(mode="after")
+    def _heads_are_used(self) -> Self:
+        _check_used_heads(self)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_unused_heads(self, plain(self))
 
 
 ImportPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", max_length=512)]
@@ -156,11 +207,24 @@ class Custom(Part):
 
 
 Model = Annotated[
-    Linear | Mlp | Cnn | ConvAttention | Rnn | Forecast | Transformer | Custom, Field(discriminator="type")
+    Linear | Mlp | Cnn | ConvAttention | Rnn | Forecast | Transformer | Seq2Seq | Ctc | Custom,
+    Field(discriminator="type"),
 ]
 
 
 def taking(kind: str) -> list[str]:
     """The model types that take an input of that type."""
-    types = get_args(get_args(Model)[0])
-    return [get_args(each.model_fields["type"].annotation)[0] for each in types if kind in each.takes.types]
+    return [_type_of(each) for each in _types() if kind in each.takes.types]
+
+
+def learning(kind: str) -> list[str]:
+    """The model types that learn a target of that type."""
+    return [_type_of(each) for each in _types() if kind in each.takes.targets]
+
+
+def _types() -> tuple[Any, ...]:
+    return get_args(get_args(Model)[0])
+
+
+def _type_of(part: Any) -> str:
+    return str(get_args(part.model_fields["type"].annotation)[0])

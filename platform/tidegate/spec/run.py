@@ -6,21 +6,23 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from tidegate import metrics, settings
 from tidegate.errors import SpecError
+from tidegate.metrics import Task
 from tidegate.spec import document
 from tidegate.spec.base import BrokenRules, Name, Part
 from tidegate.spec.data import Data
 from tidegate.spec.endpoint import Endpoint
 from tidegate.spec.evaluate import Evaluate
-from tidegate.spec.model import Custom, Forecast, Model, taking
+from tidegate.spec.model import Custom, Model, learning, taking
 from tidegate.spec.train import Train
 
-Task = Literal["classification", "regression"]
+TASKS: dict[str, Task] = {"category": "classification", "number": "regression", "text": "sequence"}
+"""The task by the type of the target."""
 OF_ANY_LENGTH = ("text", "series")
 """The types of inputs whose rows differ in length."""
 
@@ -70,12 +72,12 @@ class Spec(Part):
 
     @property
     def task(self) -> Task:
-        return "classification" if self.data.target.type == "category" else "regression"
+        return TASKS[self.data.target.type]
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Spec:
         rules = _input_rules(self) + _metric_rules(self) + _weight_rules(self) + _length_rules(self)
-        rules += _forecast_rules(self)
+        rules += _target_rules(self)
         if rules:
             raise BrokenRules(rules)
         return self
@@ -175,11 +177,13 @@ def _weight_rules(spec: Spec) -> list[tuple[str, str]]:
     return []
 
 
-def _forecast_rules(spec: Spec) -> list[tuple[str, str]]:
-    if isinstance(spec.model, Forecast) and spec.task != "regression":
-        sentence = "model type forecast predicts numbers; for classes of series write model type rnn"
-        return [("data.target.type", sentence), ("model.type", sentence)]
-    return []
+def _target_rules(spec: Spec) -> list[tuple[str, str]]:
+    kind, model = spec.data.target.type, spec.model
+    if kind in model.takes.targets:
+        return []
+    wanted = " or ".join(model.takes.targets)
+    sentence = f"model type {model.type} learns a target of type {wanted}, not {kind}"
+    return [("data.target.type", sentence), ("model.type", f"{sentence}; {', '.join(learning(kind))} do")]
 
 
 def _length_rules(spec: Spec) -> list[tuple[str, str]]:
@@ -189,7 +193,7 @@ def _length_rules(spec: Spec) -> list[tuple[str, str]]:
 
 
 def _metric_rules(spec: Spec) -> list[tuple[str, str]]:
-    known = metrics.CLASSIFICATION if spec.task == "classification" else metrics.REGRESSION
+    known = metrics.of_task(spec.task)
     asked = {f"evaluate.metrics[{i}]": name for i, name in enumerate(spec.evaluate.metrics or [])}
     asked |= {f"evaluate.require.{path}": path.split(".")[1] for path in spec.evaluate.require}
     if spec.train.early_stop:

@@ -84,7 +84,7 @@ class Fit:
         return build(
             self.spec.model,
             self._prepared.features,
-            self._prepared.target.num_outputs,
+            self._prepared.target.feature,
             seed=self.spec.seed,
             code=self._job.code,
         )

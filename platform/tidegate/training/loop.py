@@ -19,7 +19,6 @@ from tidegate.data.feed import Feed, steps_per_unit
 from tidegate.data.local_feed import LocalFeed
 from tidegate.data.prepared import Prepared
 from tidegate.errors import TidegateError, TrainingError
-from tidegate.metrics import CLASSIFICATION, REGRESSION
 from tidegate.training import boot, validation
 from tidegate.training.checkpoint import Checkpoints, differences, environment
 from tidegate.training.counter import StepCounter
@@ -205,12 +204,9 @@ class Worker:
         """Validate and note the epoch; whether training should stop."""
         target = self.prepared.target
         outputs, targets = validation.outputs(
-            learner.model, self.validation, worker=self.rank, workers=self.workers, device=self.device
+            learner.model, self.validation, target, worker=self.rank, workers=self.workers, device=self.device
         )
-        names = CLASSIFICATION if self.job.spec.task == "classification" else REGRESSION
-        if not target.is_category:
-            outputs = outputs.reshape(targets.shape)
-        measured = evaluation.compute(self.job.spec.task, target.unscaled(outputs), target.unscaled(targets), names)
+        measured = evaluation.measured(target, outputs, targets)
         epoch = learner.step // self.plan.steps_per_epoch
         mean = learner.take_epoch_loss() * target.loss_scale
         metrics = {"train.loss": mean} | {f"validation.{name}": value for name, value in measured.items()}

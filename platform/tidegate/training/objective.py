@@ -1,4 +1,5 @@
-"""What training minimises: cross entropy of classes, squared error of numbers, or a person's own loss."""
+"""What training minimises: cross entropy of classes, squared error of numbers, minus the log likelihood of texts, or a
+person's own loss."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from tidegate.models import custom
 from tidegate.models.code import Code
 from tidegate.spec.model import Custom
 from tidegate.spec.run import Spec
+from tidegate.transforms.tokens import PAD
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, float]]
 """Of outputs and targets: the mean loss, and what it is the mean over (rows, or the sum of their weights)."""
@@ -30,12 +32,20 @@ def objective(spec: Spec, code: Code, weights: Tensor | None) -> Objective:
             functional.mse_loss(outputs.float().reshape(targets.shape), targets),
             float(len(targets)),
         )
+    if spec.task == "sequence":
+        return _a_token
     if weights is None:
         return lambda outputs, targets: (functional.cross_entropy(outputs.float(), targets), float(len(targets)))
     return lambda outputs, targets: (
         functional.cross_entropy(outputs.float(), targets, weight=weights),
         float(weights[targets].sum()),
     )
+
+
+def _a_token(surprises: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+    """The mean over the tokens of all rows: a long text counts for more than a short one."""
+    tokens = float((targets != PAD).sum())
+    return surprises.sum() / tokens, tokens
 
 
 def class_weights(spec: Spec, prepared: Prepared, device: torch.device) -> Tensor | None:

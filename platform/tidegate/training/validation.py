@@ -14,6 +14,7 @@ from tidegate.data.plan import owned_shards
 from tidegate.data.prepared import ROW, TARGET, Reader
 from tidegate.training.peers import exchange
 from tidegate.transforms.base import Array
+from tidegate.transforms.target import TargetTransform
 
 CHUNK_ROWS = 256
 """Rows in one pass. Fixed: another number could change the last bits."""
@@ -25,18 +26,19 @@ def tensors(arrays: Mapping[str, Array], device: torch.device) -> dict[str, Tens
 
 
 def outputs(
-    model: nn.Module, reader: Reader, *, worker: int, workers: int, device: torch.device
+    model: nn.Module, reader: Reader, target: TargetTransform, *, worker: int, workers: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Raw outputs `[rows, ...]` and targets `[rows]` of all rows of a split, on every worker, in the split's order.
+    """Raw outputs `[rows, ...]` and targets `[rows, ...]` of all rows of a split, on every worker, in its order.
 
-    Both are on the CPU.
+    Both are on the CPU. Of a sequence task the outputs are float64 `[rows, 1 + length]`: minus the log likelihood of
+    the target, and the codes that were answered.
     """
     total = int(reader.offsets[-1])
     chunks = -(-total // CHUNK_ROWS)
     # A worker without a chunk computes the first, to know the shape of what the others send.
     mine = list(owned_shards(chunks, worker, workers)) or [0]
     with evaluating(model):
-        parts = [_chunk(model, reader, chunk, total, device) for chunk in mine]
+        parts = [_chunk(model, reader, target, chunk, total, device) for chunk in mine]
     found, targets = (torch.cat([part[place] for part in parts]) for place in (0, 1))
     if workers > 1:
         rows = [_rows(owned_shards(chunks, other, workers), total) for other in range(workers)]
@@ -74,6 +76,13 @@ def _gathered(mine: Tensor, rows: list[int]) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(received, rows, strict=True)])
 
 
-def _chunk(model: nn.Module, reader: Reader, chunk: int, total: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _chunk(
+    model: nn.Module, reader: Reader, target: TargetTransform, chunk: int, total: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     arrays = reader.read(np.arange(chunk * CHUNK_ROWS, min(total, (chunk + 1) * CHUNK_ROWS)))
-    return model(tensors(arrays, device)), torch.from_numpy(arrays[TARGET])
+    inputs, targets = tensors(arrays, device), torch.from_numpy(arrays[TARGET])
+    found = model(inputs)
+    if target.task == "sequence":
+        surprise = model({**inputs, target.column: targets.to(device)})
+        found = torch.cat([surprise.unsqueeze(1).double(), found.double()], dim=1)
+    return found, targets

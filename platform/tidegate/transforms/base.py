@@ -23,7 +23,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Feature:
-    """One model input after its transform: arrays `[rows, *shape]`; `cardinality` is the number of codes, if any."""
+    """A model's input after its transform, or its target: arrays `[rows, *shape]` of `cardinality` codes, if any."""
 
     name: str
     kind: Literal["number", "category", "text", "image", "series"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tidegate.spec.data import CategoryInput, Data, ImageInput, Input, NumberInput, SeriesInput, TextInput
+from tidegate.spec.data import AudioInput, CategoryInput, Data, ImageInput, Input, NumberInput, SeriesInput, TextInput
+from tidegate.transforms.audio import AudioColumn, AudioTransform
 from tidegate.transforms.base import Array, Canonical, State, Transform
 from tidegate.transforms.category import CategoryColumn, CategoryTransform
 from tidegate.transforms.image import ImageColumn, ImageTransform
 from tidegate.transforms.number import NumberColumn, NumberTransform
 from tidegate.transforms.series import SeriesColumn, SeriesTransform
+from tidegate.transforms.target import target_column
 from tidegate.transforms.text import TextColumn, TextTransform
 
 
@@ -23,6 +25,8 @@ def canonical(spec: Input) -> Canonical:
         return TextColumn(spec)
     if isinstance(spec, SeriesInput):
         return SeriesColumn(spec)
+    if isinstance(spec, AudioInput):
+        return AudioColumn(spec)
     if isinstance(spec, ImageInput):
         return ImageColumn(spec)
     raise ValueError(f"no reader for {type(spec).__name__}")
@@ -30,7 +34,7 @@ def canonical(spec: Input) -> Canonical:
 
 def row_bytes(data: Data) -> int:
     """Bytes of a prepared row. Follows from the spec alone, so that files are cut alike everywhere."""
-    own = 12 + 4 * data.target.length  # the row's number and the target
+    own = 8 + target_column(data.target).row_bytes  # the row's number and the target
     return own + sum(canonical(column).row_bytes for column in data.inputs.values())
 
 
@@ -41,6 +45,7 @@ def transform(name: str, state: State) -> Transform:
         "category": CategoryTransform,
         "text": TextTransform,
         "series": SeriesTransform,
+        "audio": AudioTransform,
         "image": ImageTransform,
     }
     if state["type"] not in kinds:

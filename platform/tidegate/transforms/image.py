@@ -44,27 +44,10 @@ class ImageColumn:
         values, found = np.zeros((len(column), int(np.prod(self.shape)))), problems(len(column))
         for row, item in enumerate(column.to_pylist()):
             try:
-                values[row] = self._decode(item).reshape(-1)
+                values[row] = decoded(item, self.shape, self.spec.max_value).reshape(-1)
             except ValueError as error:
                 found[row] = str(error)
         return values, found
-
-    def _decode(self, data: bytes | None) -> Array:
-        from PIL import Image, UnidentifiedImageError
-
-        if data is None:
-            raise ValueError("the image is missing")
-        try:
-            with _opened(data) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"the image has {image.width} x {image.height} pixels; the limit is {MAX_PIXELS}")
-                converted = image.convert("L" if self.spec.channels == 1 else "RGB")
-                resized = converted.resize((self.shape[1], self.shape[0]), Image.Resampling.BILINEAR)
-        except Image.DecompressionBombError:
-            raise ValueError(f"the image has too many pixels; the limit is {MAX_PIXELS}") from None
-        except (UnidentifiedImageError, OSError, SyntaxError):
-            raise ValueError("the bytes are no readable image (PNG, JPEG, GIF, BMP or WebP)") from None
-        return np.asarray(resized, np.float64).reshape(self.shape) * (self.spec.max_value / 255.0)
 
     def partial(self, values: Array) -> State:
         return moments(values.reshape(-1, self.spec.channels).astype(np.float64) / self.spec.max_value)
@@ -88,14 +71,26 @@ class ImageTransform:
         self.max_value = float(state["max_value"])
         self.mean, self.deviation = (np.asarray(state[key], np.float32) for key in ("mean", "deviation"))
         self.feature = Feature(name, "image", (self.channels, self.height, self.width))
-        self.tensor = TensorSpec(name, "FP32", (-1, self.height, self.width, self.channels))
+        self.tensor = TensorSpec(name, "FP32", (-1, self.height, self.width, self.channels), "image")
 
     def apply(self, values: Array) -> dict[str, Array]:
+        if values.dtype == object:
+            values = self._seen(values)
         pixels = np.asarray(values, np.float32).reshape(-1, self.height, self.width, self.channels)
         if not ((pixels >= 0) & (pixels <= self.max_value)).all():
             raise RequestError(f"{self.feature.name} holds a pixel outside 0..{self.max_value:g}")
         scaled = (pixels / np.float32(self.max_value) - self.mean) / self.deviation
         return {self.feature.name: np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)).reshape(len(pixels), -1)}
+
+    def _seen(self, values: Array) -> Array:
+        """Pixels of encoded images, as `read` has them of a source."""
+        rows = []
+        for row, data in enumerate(values.tolist()):
+            try:
+                rows.append(decoded(data, (self.height, self.width, self.channels), self.max_value))
+            except ValueError as error:
+                raise RequestError(f"{self.feature.name}, row {row}: {error}") from None
+        return np.stack(rows)
 
     @property
     def black(self) -> Array:
@@ -104,6 +99,25 @@ class ImageTransform:
 
     def example(self, rows: int) -> Array:
         return np.zeros((rows, self.height, self.width, self.channels), np.float32)
+
+
+def decoded(data: bytes | None, shape: tuple[int, int, int], max_value: float) -> Array:
+    """Pixels float64 `[height, width, channels]` from 0 to `max_value`. Raises ValueError, in words."""
+    from PIL import Image, UnidentifiedImageError
+
+    if data is None:
+        raise ValueError("the image is missing")
+    try:
+        with _opened(data) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"the image has {image.width} x {image.height} pixels; the limit is {MAX_PIXELS}")
+            converted = image.convert("L" if shape[2] == 1 else "RGB")
+            resized = converted.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+    except Image.DecompressionBombError:
+        raise ValueError(f"the image has too many pixels; the limit is {MAX_PIXELS}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError):
+        raise ValueError("the bytes are no readable image (PNG, JPEG, GIF, BMP or WebP)") from None
+    return np.asarray(resized, np.float64).reshape(shape) * (max_value / 255.0)
 
 
 def _opened(data: bytes) -> Image:

@@ -67,15 +67,19 @@ class SeriesColumn:
         return moments(values.reshape(-1, self.spec.channels))
 
     def fit(self, parts: Sequence[State]) -> State:
-        _, mean, deviation = merged_moments(parts)
-        scaled = self.spec.scale == "standard"
+        as_they_are = {"shift": [0.0] * self.spec.channels, "scale": [1.0] * self.spec.channels}
         return {
             "type": "series",
             "max_length": self.spec.max_length,
             "channels": self.spec.channels,
-            "shift": (mean if scaled else np.zeros_like(mean)).tolist(),
-            "scale": (np.where(deviation > 0, deviation, 1.0) if scaled else np.ones_like(mean)).tolist(),
+            **(standardising(parts) if self.spec.scale == "standard" else as_they_are),
         }
+
+
+def standardising(parts: Sequence[State]) -> State:
+    """What brings each channel to mean 0 and deviation 1."""
+    _, mean, deviation = merged_moments(parts)
+    return {"shift": mean.tolist(), "scale": np.where(deviation > 0, deviation, 1.0).tolist()}
 
 
 class SeriesTransform:

@@ -1,103 +1,70 @@
-"""The target column: class codes, or a standardised number, and the way back to the user's unit."""
+"""What a model is to predict. Each type of target has a file: target_category.py, target_number.py, target_text.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 
-from tidegate.errors import RequestError
+from tidegate.metrics import Task
 from tidegate.signature import TensorSpec
-from tidegate.spec.data import Target
-from tidegate.transforms.base import Array, State, fits, merged_counts, merged_moments, moments
-from tidegate.transforms.category import datatype, labels, to_labels, vocabulary
-from tidegate.transforms.number import LARGEST, TOO_LARGE, fixed_lists, to_numbers
+from tidegate.spec.data import CategoryTarget, NumberTarget, Target
+from tidegate.transforms.base import Array, Feature, State
+from tidegate.transforms.target_category import CategoryTargetColumn, CategoryTargetTransform
+from tidegate.transforms.target_number import NumberTargetColumn, NumberTargetTransform
+from tidegate.transforms.target_text import TextTargetColumn, TextTargetTransform
 
 
-class TargetColumn:
-    """Reads the target. Canonical: strings (category) or float64 `[rows, length]` (number)."""
+class TargetColumn(Protocol):
+    """Reads the target's column. Made from the spec alone."""
 
-    def __init__(self, spec: Target) -> None:
-        self.spec = spec
+    row_bytes: int
+    """Bytes of the model's array for one row."""
 
     def read(self, column: pa.Array) -> tuple[pa.Array, Array]:
-        if self.spec.type == "category":
-            return to_labels(column)
-        values, found = to_numbers(column, self.spec.length)
-        found[~np.isfinite(values).all(axis=1) & fits(found)] = "the number is missing or not finite"
-        found[(np.abs(values) > LARGEST).any(axis=1) & fits(found)] = TOO_LARGE
-        return fixed_lists(values), found
+        """Canonical values as an Arrow array, and an object array `[rows]` of problems (None where there is none)."""
 
     def partial(self, values: Array) -> State:
-        if self.spec.type == "number":
-            return moments(values.reshape(-1, 1))
-        names, counts = np.unique(values.astype(str), return_counts=True)
-        return {"counts": dict(zip(names.tolist(), counts.tolist(), strict=True))}
+        """What `fit` needs to know of some rows; JSON-able."""
 
     def fit(self, parts: Sequence[State]) -> State:
-        if self.spec.type == "category":
-            return {"type": "category", "classes": vocabulary(merged_counts(parts))}
-        _, mean, deviation = merged_moments(parts)
-        several = {"length": self.spec.length} if self.spec.length > 1 else {}
-        return {"type": "number", "mean": float(mean[0]), "deviation": float(deviation[0]) or 1.0} | several
+        """The state, from the parts of all files of the training split in their order."""
 
 
-class TargetTransform:
-    """Between the user's target and what the model is trained on."""
+class TargetTransform(Protocol):
+    """Between the user's target and what the model is trained on. Made from the state alone."""
 
-    def __init__(self, column: str, state: State) -> None:
-        self.column, self.state = column, state
-        self.classes: list[str] = state.get("classes", [])
-        self._shape = (-1, int(state["length"])) if "length" in state else (-1,)
-        self._codes = {name: code for code, name in enumerate(self.classes)}
-        self._labels = labels(self.classes)
-
-    @property
-    def is_category(self) -> bool:
-        return bool(self.state["type"] == "category")
-
-    @property
-    def num_outputs(self) -> int:
-        return len(self.classes) if self.is_category else self.state.get("length", 1)
+    column: str
+    task: Task
+    classes: list[str]
+    feature: Feature
+    """What a model learns: classes or tokens, by their number, or a shape of numbers."""
+    loss_scale: float
+    """What turns the training loss into the user's unit."""
 
     def apply(self, values: Array) -> Array:
-        """int64 class codes `[rows]`, or float32 standardised numbers `[rows]`, `[rows, length]` of several.
-
-        Raises KeyError for a class never seen, RequestError for a number too far from those of the training split.
-        """
-        if self.is_category:
-            return np.asarray([self._codes[str(value)] for value in values.tolist()], np.int64)
-        mean, deviation = float(self.state["mean"]), float(self.state["deviation"])
-        with np.errstate(over="ignore"):
-            result: Array = ((values.reshape(self._shape) - mean) / deviation).astype(np.float32)
-        if not np.isfinite(result).all():
-            raise RequestError(f"{self.column} holds a number too large to use", expected="finite float32 values")
-        return result
+        """What a model is trained on. KeyError for a class never seen, RequestError for a value it cannot take."""
 
     def unscaled(self, outputs: Any) -> Any:
-        """Raw model outputs in the user's unit: logits as they are, numbers scaled back. NumPy or torch."""
-        return outputs if self.is_category else outputs * self.state["deviation"] + self.state["mean"]
-
-    @property
-    def loss_scale(self) -> float:
-        """What turns the training loss into the user's unit."""
-        return 1.0 if self.is_category else float(self.state["deviation"]) ** 2
+        """Raw model outputs in the user's unit. NumPy or torch."""
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """The outputs of an endpoint."""
-        if self.is_category:
-            return (
-                TensorSpec(self.column, datatype(self.classes), (-1,)),
-                TensorSpec("probabilities", "FP32", (-1, len(self.classes))),
-            )
-        return (TensorSpec(self.column, "FP32", self._shape),)
 
     def answers(self, outputs: Array) -> dict[str, Array]:
-        """Raw model outputs `[rows, classes]` or `[rows, length]` -> what an endpoint answers, by output name."""
-        if not self.is_category:
-            return {self.column: self.unscaled(outputs.astype(np.float64)).astype(np.float32).reshape(self._shape)}
-        exponents = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        chosen = self._labels[outputs.argmax(axis=1)]
-        return {self.column: chosen, "probabilities": exponents / exponents.sum(axis=1, keepdims=True)}
+        """Raw model outputs -> what an endpoint answers, by output name."""
+
+
+def target_column(spec: Target) -> TargetColumn:
+    """The reader of the target of a spec."""
+    if isinstance(spec, CategoryTarget):
+        return CategoryTargetColumn()
+    return NumberTargetColumn(spec) if isinstance(spec, NumberTarget) else TextTargetColumn(spec)
+
+
+def target_transform(column: str, state: State) -> TargetTransform:
+    """The transform of a fitted state."""
+    if state["type"] == "category":
+        return CategoryTargetTransform(column, state)
+    return NumberTargetTransform(column, state) if state["type"] == "number" else TextTargetTransform(column, state)

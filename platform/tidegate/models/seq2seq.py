@@ -1,0 +1,187 @@
+"""From a text to a sequence of tokens: an encoder, and a decoder that attends to it and writes token after token.
+
+With GRUs: Cho et al. 2014, with the attention of Luong et al. 2015 (section 3.1), scaled and of several heads. With
+transformers: Vaswani et al. 2017, pre-norm (Xiong et al. 2020). Trained on the tokens that should have come before
+(teacher forcing); answers are written by beam search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from tidegate.models.beam_search import State, beam_search
+from tidegate.models.initialise import initialise
+from tidegate.spec import model as spec
+from tidegate.transforms.base import Feature, length_key
+from tidegate.transforms.tokens import END, PAD, START
+
+
+class Seq2Seq(nn.Module):
+    """`source` and `written`: embeddings of the tokens read and answered; `encoder`, `decoder`, and `head`."""
+
+    def __init__(self, options: spec.Seq2Seq, features: Sequence[Feature], target: Feature) -> None:
+        super().__init__()
+        (self.feature,) = features
+        self.target, (self.longest,) = target.name, target.shape
+        self.beam, self.smoothing = options.beam, options.label_smoothing
+        self.source = nn.Embedding(self.feature.cardinality, options.width, padding_idx=PAD)
+        self.written = nn.Embedding(target.cardinality, options.width, padding_idx=PAD)
+        self.dropout = nn.Dropout(options.dropout)
+        if options.network == "transformer":
+            self.encoder: nn.Module = AttentionEncoder(options, self.feature.shape[0])
+            self.decoder: nn.Module = AttentionDecoder(options, self.longest + 1)
+        else:
+            self.encoder, self.decoder = RecurrentEncoder(options), RecurrentDecoder(options)
+        self.head = nn.Linear(options.width, target.cardinality)
+        initialise(self, options.init)
+        for table in (self.source, self.written):
+            nn.init.normal_(table.weight, std=options.width**-0.5)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Codes int64 `[rows, longest]`; where the target is given too, minus its log likelihood: float32 `[rows]`."""
+        lengths = inputs[length_key(self.feature.name)].reshape(-1).long()
+        codes = inputs[self.feature.name][:, : int(lengths.max())].long()
+        padding = torch.arange(codes.shape[1], device=codes.device) >= lengths.unsqueeze(1)
+        memory, state = self.encoder(self.dropout(self.source(codes)), lengths, padding)
+        if self.target in inputs:
+            return self._surprise(memory, padding, state, inputs[self.target].long())
+        return self._written(memory, padding, state)
+
+    def _surprise(self, memory: Tensor, padding: Tensor, state: State, target: Tensor) -> Tensor:
+        lengths = (target != PAD).sum(dim=1, keepdim=True)
+        longest = int(lengths.max())
+        before = functional.pad(target[:, :longest], (1, 0), value=START)
+        wanted = functional.pad(target[:, :longest], (0, 1), value=PAD).scatter(1, lengths, END)
+        states, _ = self.decoder(self.dropout(self.written(before)), state, memory, padding)
+        logits = self.head(self.dropout(states)).float()
+        smoothing = self.smoothing if self.training else 0.0
+        losses = functional.cross_entropy(
+            logits.transpose(1, 2), wanted, ignore_index=PAD, label_smoothing=smoothing, reduction="none"
+        )
+        return losses.sum(dim=1)
+
+    def _written(self, memory: Tensor, padding: Tensor, state: State) -> Tensor:
+        beam = self.beam
+        wide, hidden = memory.repeat_interleave(beam, dim=0), padding.repeat_interleave(beam, dim=0)
+
+        def step(last: Tensor, state: State) -> tuple[Tensor, State]:
+            states, state = self.decoder(self.written(last), state, wide, hidden)
+            return self.head(states[:, -1]), state
+
+        begun = [part.repeat_interleave(beam, dim=0) for part in state]
+        return beam_search(step, begun, rows=len(memory), beam=beam, longest=self.longest)
+
+
+class RecurrentEncoder(nn.Module):
+    """A GRU in both directions. Its last state, through `bridge`, is what the decoder begins with."""
+
+    def __init__(self, options: spec.Seq2Seq) -> None:
+        super().__init__()
+        width, layers = options.width, options.layers
+        self.layers = layers
+        self.cells = nn.GRU(
+            width,
+            width // 2,
+            layers,
+            batch_first=True,
+            bidirectional=True,
+            dropout=options.dropout if layers > 1 else 0.0,
+        )
+        self.bridge = nn.Linear(width, width)
+
+    def forward(self, embedded: Tensor, lengths: Tensor, padding: Tensor) -> tuple[Tensor, State]:
+        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        states, last = self.cells(packed)
+        memory, _ = pad_packed_sequence(states, batch_first=True)
+        both = last.unflatten(0, (self.layers, 2)).permute(2, 0, 1, 3).flatten(2)
+        return memory, [self.bridge(both).tanh()]
+
+
+class RecurrentDecoder(nn.Module):
+    """A GRU over what is written; each of its states asks the encoder's, and both are joined in `mixed`."""
+
+    def __init__(self, options: spec.Seq2Seq) -> None:
+        super().__init__()
+        width = options.width
+        dropout = options.dropout if options.layers > 1 else 0.0
+        self.cells = nn.GRU(width, width, options.layers, batch_first=True, dropout=dropout)
+        self.attention = nn.MultiheadAttention(width, options.heads, batch_first=True)
+        self.mixed = nn.Linear(2 * width, width)
+
+    def forward(self, embedded: Tensor, state: State, memory: Tensor, padding: Tensor) -> tuple[Tensor, State]:
+        """`embedded` and the answer `[rows, steps, width]`; the state is that of the cells `[rows, layers, width]`."""
+        states, last = self.cells(embedded, state[0].transpose(0, 1).contiguous())
+        found, _ = self.attention(states, memory, memory, key_padding_mask=padding, need_weights=False)
+        return self.mixed(torch.cat([found, states], dim=2)).tanh(), [last.transpose(0, 1)]
+
+
+class AttentionEncoder(nn.Module):
+    """A pre-norm transformer encoder with learned positions. The decoder begins with nothing seen."""
+
+    def __init__(self, options: spec.Seq2Seq, longest: int) -> None:
+        super().__init__()
+        width = options.width
+        self.depth = options.layers
+        self.positions = nn.Embedding(longest, width)
+        layer = nn.TransformerEncoderLayer(
+            width, options.heads, 4 * width, options.dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, options.layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        nn.init.normal_(self.positions.weight, std=width**-0.5)
+
+    def forward(self, embedded: Tensor, lengths: Tensor, padding: Tensor) -> tuple[Tensor, State]:
+        places = torch.arange(embedded.shape[1], device=embedded.device)
+        memory = self.layers(embedded + self.positions(places), src_key_padding_mask=padding)
+        return memory, [embedded.new_zeros(len(embedded), 0, embedded.shape[2]) for _ in range(self.depth)]
+
+
+class AttentionDecoder(nn.Module):
+    """Pre-norm decoder layers with learned positions. Keeps what each layer has seen, so that a step is one token."""
+
+    def __init__(self, options: spec.Seq2Seq, longest: int) -> None:
+        super().__init__()
+        self.positions = nn.Embedding(longest, options.width)
+        self.layers = nn.ModuleList(DecoderLayer(options) for _ in range(options.layers))
+        self.norm = nn.LayerNorm(options.width)
+        nn.init.normal_(self.positions.weight, std=options.width**-0.5)
+
+    def forward(self, embedded: Tensor, state: State, memory: Tensor, padding: Tensor) -> tuple[Tensor, State]:
+        """`embedded` and the answer `[rows, steps, width]`; the state is a layer's `[rows, steps seen, width]`."""
+        seen, steps = state[0].shape[1], embedded.shape[1]
+        places = torch.arange(seen, seen + steps, device=embedded.device)
+        states, kept = embedded + self.positions(places), []
+        later = torch.arange(seen + steps, device=embedded.device) > places.unsqueeze(1)
+        for layer, past in zip(self.layers, state, strict=True):
+            states, past = layer(states, past, later, memory, padding)
+            kept.append(past)
+        return self.norm(states), kept
+
+
+class DecoderLayer(nn.Module):
+    """What nn.TransformerDecoderLayer computes with `norm_first`, for the last steps of a sequence begun before."""
+
+    def __init__(self, options: spec.Seq2Seq) -> None:
+        super().__init__()
+        width, heads, dropout = options.width, options.heads, options.dropout
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.itself = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.other = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, states: Tensor, past: Tensor, later: Tensor, memory: Tensor, padding: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        asking = self.norms[0](states)
+        seen = torch.cat([past, asking], dim=1)
+        found, _ = self.itself(asking, seen, seen, attn_mask=later, need_weights=False)
+        states = states + self.dropout(found)
+        found, _ = self.other(self.norms[1](states), memory, memory, key_padding_mask=padding, need_weights=False)
+        states = states + self.dropout(found)
+        inner = self.dropout(functional.gelu(self.wide(self.norms[2](states))))
+        return states + self.dropout(self.narrow(inner)), seen
