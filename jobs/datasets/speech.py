@@ -43,11 +43,13 @@ ROWS = {"train": 8000, "validation": 400, "test": 800}
 UNSEEN_ROWS = 300
 RATE = 16_000
 ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029")
-VARIANTS = {
-    "train": ("m1", "m2", "m3", "m4", "m5", "f1", "f2", "f3"),
-    "validation": ("m6", "f4"),
-    "test": ("m7", "m8", "f5"),
-}
+HEARD = (
+    "m1 m2 m3 m4 m5 f1 f2 f3 Alex Alicia Andrea Andy Annie Denis Gene Hugo Jacky Lee Marco Mario Michael Mike "
+    "adam anika antonio aunty belinda benjamin boris caleb david ed edward grandma grandpa iven john linda "
+    "marcelo max michel miguel norbert pablo paul pedro quincy rob robert sandro shelby steph travis victor "
+    "zac"
+)
+VARIANTS = {"train": HEARD.split(), "validation": ["m6", "f4"], "test": ["m7", "m8", "f5"]}
 SPEEDS, PITCHES = (140, 190), (35, 65)
 """Words a minute, and eSpeak's pitch from 0 to 100, each drawn for every row."""
 

@@ -271,7 +271,7 @@ def client_column(name: str, values: Any, spec: TensorSpec | None) -> Array:
         raise RequestError(f"{where} is no array: {error}", expected="rows of equal shape") from error
     if array.ndim == 0:
         raise RequestError(f"{where} is a single value", expected="a list or array with one entry a row")
-    if content.holds_bytes(array):
+    if content.holds_bytes(array) and (spec is None or spec.content):
         return array
     # Samples of a sound stay as they are; what they become is the model's.
     is_sound = spec is not None and spec.content == "audio" and array.dtype != object

@@ -381,7 +381,7 @@ def test_an_unknown_key_is_told_what_was_meant_or_what_there_is(path: tuple[str,
 def test_lines_say_what_was_found_and_what_to_write() -> None:
     assert refusal(changed(VALID["cnn"], ("model", "type"), "resnet")) == [
         "model.type: found 'resnet'; write one of 'linear', 'mlp', 'cnn', 'conv_attention', 'rnn', 'forecast',"
-        " 'transformer', 'seq2seq', 'custom'"
+        " 'transformer', 'seq2seq', 'ctc', 'custom'"
     ]
     (line,) = refusal(changed(VALID["cnn"], ("train", "epochs"), 0))
     assert line == "train.epochs: found 0; should be greater than or equal to 1"
@@ -651,7 +651,7 @@ def test_a_version_is_an_endpoint_of_its_models_name(tmp_path: Path, monkeypatch
 
 def test_grouping_by_length_needs_an_input_of_any_length() -> None:
     (line,) = refusal(changed(VALID["cnn"], ("train", "group_by_length"), True))
-    assert line == "train.group_by_length: no input is of any length; text and series are"
+    assert line == "train.group_by_length: no input is of any length; those of type text, series, audio are"
     document.parse(Spec, changed(VALID["transformer"], ("train", "group_by_length"), True), source="here")
 
 
@@ -672,4 +672,6 @@ def test_heads_of_a_forecast_are_those_of_its_transformer() -> None:
         for line in refusal(classes)
     )
     several = changed(classes, ("data", "target", "length"), 3)
-    assert any(line.startswith("data.target.length: a target of type category") for line in refusal(several))
+    assert any(
+        line.startswith("data.target.length: unknown key for data.target.type 'category'") for line in refusal(several)
+    )

@@ -23,7 +23,7 @@ from tidegate.spec.train import Train
 
 TASKS: dict[str, Task] = {"category": "classification", "number": "regression", "text": "sequence"}
 """The task by the type of the target."""
-OF_ANY_LENGTH = ("text", "series")
+OF_ANY_LENGTH = ("text", "series", "audio")
 """The types of inputs whose rows differ in length."""
 
 
@@ -188,7 +188,7 @@ def _target_rules(spec: Spec) -> list[tuple[str, str]]:
 
 def _length_rules(spec: Spec) -> list[tuple[str, str]]:
     if spec.train.group_by_length and not any(column.type in OF_ANY_LENGTH for column in spec.data.inputs.values()):
-        return [("train.group_by_length", f"no input is of any length; {' and '.join(OF_ANY_LENGTH)} are")]
+        return [("train.group_by_length", f"no input is of any length; those of type {', '.join(OF_ANY_LENGTH)} are")]
     return []
 
 
