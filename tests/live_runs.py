@@ -22,6 +22,7 @@ import ray
 import yaml
 from sklearn import datasets
 
+import tones
 from tidegate import settings
 from tidegate.data.prepared import Prepared
 from tidegate.errors import TidegateError
@@ -79,6 +80,26 @@ SPOTS: dict[str, Any] = {
     "model": {"type": "forecast", "encoder": "transformer", "width": 8, "heads": 2, "dropout": 0.1},
     "train": {"epochs": 8, "global_batch": 60, "shards": 4, "group_by_length": True},
 }
+NUMERALS: dict[str, Any] = {
+    "name": "numerals",
+    "data": {
+        "source": {"path": "numerals.parquet"},
+        "inputs": {"number": {"type": "text", "tokenizer": "character", "max_length": 4}},
+        "target": {"column": "numeral", "type": "text", "tokenizer": "character", "max_length": 12},
+    },
+    "model": {"type": "seq2seq", "network": "transformer", "layers": 1, "width": 16, "heads": 2, "beam": 2},
+    "train": {"epochs": 4, "global_batch": 50, "shards": 4, "group_by_length": True},
+}
+TONES: dict[str, Any] = {
+    "name": "tones",
+    "data": {
+        "source": {"path": "tones.parquet"},
+        "inputs": {"sound": {"type": "audio", "max_seconds": 1.0, "sampling_rate": tones.RATE, "mels": 20}},
+        "target": {"column": "keys", "type": "text", "tokenizer": "character", "max_length": 8},
+    },
+    "model": {"type": "ctc", "encoder": "gru", "layers": 1, "width": 16, "dropout": 0.1},
+    "train": {"epochs": 4, "global_batch": 40, "shards": 4, "group_by_length": True},
+}
 DIABETES: dict[str, Any] = {
     "name": "diabetes",
     "data": {
@@ -92,7 +113,7 @@ DIABETES: dict[str, Any] = {
 
 
 def table_of(name: str) -> pa.Table:
-    """Real data of scikit-learn."""
+    """Real data of scikit-learn; the numerals of Rome; the tones of a telephone."""
     if name == "diabetes":
         inputs, progression = datasets.load_diabetes(return_X_y=True, scaled=False)
         sexes = inputs[:, 1].astype(int)
@@ -101,6 +122,11 @@ def table_of(name: str) -> pa.Table:
         texts = {"iris": datasets.load_iris().DESCR, "wine": datasets.load_wine().DESCR}
         rows = [(line, about) for about, text in texts.items() for line in text.splitlines() if line.strip()]
         return pa.table({"line": [line for line, _ in rows], "about": [about for _, about in rows]})
+    if name in ("numerals", "recited"):
+        numbers = range(1, 1000)
+        return pa.table({"number": [str(number) for number in numbers], "numeral": [roman(n) for n in numbers]})
+    if name == "tones":
+        return tones.table(300)
     if name == "spots":
         # The columns of pixels of digits, one after the other, as a series of how much ink there is.
         ink = datasets.load_digits().images.sum(axis=1).reshape(-1)[:3000]
@@ -119,6 +145,13 @@ def table_of(name: str) -> pa.Table:
         columns = [picture[:end].tolist() for picture, end in zip(pictures, ends, strict=True)]
         return pa.table({"columns": columns, "digit": digit})
     return pa.table({"pixels": pixels.tolist(), "digit": digit})
+
+
+def roman(number: int) -> str:
+    """The Roman numeral of 1 to 999."""
+    digits = [("", "C", "CC", "CCC", "CD", "D", "DC", "DCC", "DCCC", "CM")[number // 100]]
+    digits.append(("", "X", "XX", "XXX", "XL", "L", "LX", "LXX", "LXXX", "XC")[number // 10 % 10])
+    return "".join([*digits, ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX")[number % 10]])
 
 
 def spec_of(document: dict[str, Any], workers: int | tuple[int, int] = 1, **train: Any) -> Spec:

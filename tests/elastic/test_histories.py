@@ -20,9 +20,11 @@ from histories import losses_account_for, resized, robbed, totals_of
 from live_runs import (
     DIGITS,
     IMAGES,
+    NUMERALS,
     SENTENCES,
     SPOTS,
     STROKES,
+    TONES,
     InThread,
     digest,
     fit,
@@ -71,12 +73,20 @@ CONV_ATTENTION = IMAGES | {
     "data": IMAGES["data"] | {"source": {"path": "digits.parquet"}},
     "model": {"type": "conv_attention", "stem": [4], "width": 8, "heads": 2, "layers": 1, "dropout": 0.2},
 }
+RECITED = NUMERALS | {
+    "name": "recited",
+    "data": NUMERALS["data"],
+    "model": {"type": "seq2seq", "network": "gru", "layers": 1, "width": 16, "heads": 1, "dropout": 0.2},
+}
 KINDS = {
     "cnn": Kind(CNN, 80),
     "conv_attention": Kind(CONV_ATTENTION, 40),
     "rnn": Kind(STROKES | {"train": STROKES["train"] | {"group_by_length": True}}, 40),
     "forecast": Kind(SPOTS, 200),
     "transformer": Kind(TRANSFORMER, 200),
+    "seq2seq": Kind(NUMERALS, 30),
+    "seq2seq of gru": Kind(RECITED, 30),
+    "ctc": Kind(TONES, 30),
     "own loop": Kind(OWN, 100, own_loop=True),
 }
 

@@ -108,7 +108,15 @@ VALID: dict[str, dict[str, Any]] = {
         {"column": "bought", "type": "category"},
     ),
     "transformer": whole(
-        {"type": "transformer", "layers": 2, "width": 128, "heads": 4, "dropout": 0.1, "init": "xavier"},
+        {
+            "type": "transformer",
+            "embeddings": None,
+            "layers": 2,
+            "width": 128,
+            "heads": 4,
+            "dropout": 0.1,
+            "init": "xavier",
+        },
         {"text": {"type": "text", "tokenizer": "bpe", "vocab_size": 8000, "max_length": 64}},
         {"column": "label", "type": "category"},
         publish={"alias": "production", "endpoint": "endpoint.yaml"},

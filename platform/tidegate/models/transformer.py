@@ -14,13 +14,16 @@ from tidegate.transforms.text import PAD
 
 
 class Transformer(nn.Module):
-    """Token and learned position embeddings, `encoder` layers, `norm`, mean over the real tokens, `head`."""
+    """Token and position embeddings, `encoder` layers, `norm`, mean over the real tokens, `head`."""
 
     def __init__(self, options: spec.Transformer, features: Sequence[Feature], outputs: int) -> None:
         super().__init__()
         (self.feature,) = features
         width = options.width
-        self.tokens = nn.Embedding(self.feature.cardinality, width, padding_idx=PAD)
+        own = options.embeddings.width if options.embeddings else width
+        self.tokens = nn.Embedding(self.feature.cardinality, own, padding_idx=PAD)
+        # Embeddings from elsewhere have a width of their own.
+        self.narrowed = nn.Linear(own, width, bias=False) if options.embeddings else nn.Identity()
         self.positions = nn.Embedding(self.feature.shape[0], width)
         layer = nn.TransformerEncoderLayer(
             width, options.heads, 4 * width, options.dropout, activation="gelu", batch_first=True, norm_first=True
@@ -39,7 +42,7 @@ class Transformer(nn.Module):
         codes = inputs[self.feature.name][:, :longest].long()
         places = torch.arange(longest, device=codes.device)
         padding = places >= lengths
-        states = self.dropout(self.tokens(codes) + self.positions(places))
+        states = self.dropout(self.narrowed(self.tokens(codes)) + self.positions(places))
         states = self.norm(self.encoder(states, src_key_padding_mask=padding))
         total = states.masked_fill(padding.unsqueeze(-1), 0.0).sum(dim=1)
         output: Tensor = self.head(self.dropout(total / lengths))

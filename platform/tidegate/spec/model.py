@@ -141,11 +141,19 @@ class Forecast(Part):
         return _without_unused_heads(self, plain(self))
 
 
+class Embeddings(Part):
+    """Initial token embeddings: those of a Hugging Face folder, averaged over the pieces it has for each token."""
+
+    path: str = Field(min_length=1)
+    width: Width
+
+
 class Transformer(_Heads):
     """A pre-norm encoder over tokens with learned positions; the mean over the tokens is classified."""
 
     takes: ClassVar = Takes(("text",), one=True)
     type: Literal["transformer"]
+    embeddings: Embeddings | None = None
     layers: int = Field(2, ge=1, le=200)
     dropout: Dropout = 0.1
     init: Init = "xavier"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from tidegate.spec.base import BrokenRules, Name, Part
 from tidegate.spec.data import Data
 from tidegate.spec.endpoint import Endpoint
 from tidegate.spec.evaluate import Evaluate
-from tidegate.spec.model import Custom, Model, learning, taking
+from tidegate.spec.model import Custom, Model, Transformer, learning, taking
 from tidegate.spec.train import Train
 
 TASKS: dict[str, Task] = {"category": "classification", "number": "regression", "text": "sequence"}
@@ -91,16 +91,7 @@ def load(path: str | Path) -> Spec:
 
 def located(spec: Spec, folder: Path) -> Spec:
     """The same spec with `$VARIABLES` and relative paths filled in, and the endpoint's file read."""
-    source = spec.data.source.model_copy(update={"path": absolute("data.source.path", spec.data.source.path, folder)})
-    publish, train = spec.publish, spec.train
-    if train.checkpoint.path:
-        path = absolute("train.checkpoint.path", train.checkpoint.path, folder)
-        train = train.model_copy(update={"checkpoint": train.checkpoint.model_copy(update={"path": path})})
-    if isinstance(publish.endpoint, str):
-        endpoint = document.read(Endpoint, absolute("publish.endpoint", publish.endpoint, folder))
-        publish = publish.model_copy(update={"endpoint": endpoint})
-    data = spec.data.model_copy(update={"source": source})
-    return spec.model_copy(update={"data": data, "publish": publish, "train": train})
+    return _with_paths(spec, folder, lambda key, path: absolute(key, path, folder))
 
 
 def shipped(spec: Spec, folder: Path) -> tuple[Spec, list[str]]:
@@ -118,16 +109,24 @@ def shipped(spec: Spec, folder: Path) -> tuple[Spec, list[str]]:
         notes.append(f"{key}: {path} is a path of this machine; every node of the cluster must have {found}")
         return found
 
-    source = spec.data.source.model_copy(update={"path": there("data.source.path", spec.data.source.path)})
-    publish, train = spec.publish, spec.train
+    return _with_paths(spec, folder, there), notes
+
+
+def _with_paths(spec: Spec, folder: Path, found: Callable[[str, str], str]) -> Spec:
+    """The spec with each path that it names, by its key, as `found` has it; and the endpoint's file read."""
+    source = spec.data.source.model_copy(update={"path": found("data.source.path", spec.data.source.path)})
+    model, publish, train = spec.model, spec.publish, spec.train
+    if isinstance(model, Transformer) and model.embeddings:
+        path = found("model.embeddings.path", model.embeddings.path)
+        model = model.model_copy(update={"embeddings": model.embeddings.model_copy(update={"path": path})})
     if train.checkpoint.path:
-        path = there("train.checkpoint.path", train.checkpoint.path)
+        path = found("train.checkpoint.path", train.checkpoint.path)
         train = train.model_copy(update={"checkpoint": train.checkpoint.model_copy(update={"path": path})})
     if isinstance(publish.endpoint, str):
         endpoint = document.read(Endpoint, absolute("publish.endpoint", publish.endpoint, folder))
         publish = publish.model_copy(update={"endpoint": endpoint})
     data = spec.data.model_copy(update={"source": source})
-    return spec.model_copy(update={"data": data, "publish": publish, "train": train}), notes
+    return spec.model_copy(update={"data": data, "model": model, "publish": publish, "train": train})
 
 
 def absolute(key: str, path: str, folder: Path) -> str:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from tidegate.data.prepared import ROW, TARGET, Prepared
 from tidegate.errors import FeedError, TrainingError
-from tidegate.models import custom
+from tidegate.models import custom, embeddings
 from tidegate.models.build import build, misfit
-from tidegate.spec.model import Custom
+from tidegate.models.transformer import Transformer as TransformerModule
+from tidegate.spec.model import Custom, Embeddings, Transformer
 from tidegate.spec.run import Spec
 from tidegate.training.job import Job
 from tidegate.training.learner import Learner, MakeOptimizer
@@ -26,6 +27,7 @@ from tidegate.training.ledger import Ledger
 from tidegate.training.objective import Objective, class_weights, objective
 from tidegate.transforms.base import Array
 from tidegate.transforms.target import TargetTransform
+from tidegate.transforms.text import TextTransform
 
 Batch = Mapping[str, Tensor]
 Shards = Mapping[int, Mapping[str, Array]]
@@ -80,14 +82,22 @@ class Fit:
         return self._learner
 
     def build(self) -> nn.Module:
-        """The model of the spec, with initial weights drawn from the spec's seed."""
-        return build(
+        """The model of the spec, with initial weights drawn from the spec's seed, or taken from where it says."""
+        module = build(
             self.spec.model,
             self._prepared.features,
             self._prepared.target.feature,
             seed=self.spec.seed,
             code=self._job.code,
         )
+        if isinstance(module, TransformerModule) and isinstance(self.spec.model, Transformer):
+            self._begin(module, self.spec.model.embeddings)
+        return module
+
+    def _begin(self, module: TransformerModule, options: Embeddings | None) -> None:
+        (transform,) = self._prepared.columns.transforms.values()
+        if options is not None and isinstance(transform, TextTransform):
+            embeddings.begin(module.tokens.weight, options, transform.tokenizer.get_vocab())
 
     def prepare(
         self, model: nn.Module, make_optimizer: MakeOptimizer | None = None

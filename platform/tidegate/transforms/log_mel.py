@@ -10,8 +10,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.lib.stride_tricks import sliding_window_view
 
 from tidegate.transforms.base import Array
 
@@ -29,28 +28,22 @@ def log_mel(samples: Array, sampling_rate: int, mels: int) -> Array:
     """Samples float32 `[samples]` from -1 to 1 -> float32 `[frames, mels]`. A frame is centred on its time."""
     window, hop = round(FRAME_S * sampling_rate), round(HOP_S * sampling_rate)
     size = 2 ** math.ceil(math.log2(window))
-    signal = torch.from_numpy(np.ascontiguousarray(samples, np.float32))
-    spectrum = torch.stft(
-        signal,
-        size,
-        hop,
-        window,
-        torch.hann_window(window),
-        center=True,
-        pad_mode="constant",
-        return_complex=True,
-    )
-    energy = spectrum.abs().square().T @ _bands(sampling_rate, size, mels)
-    found: Array = (energy + SILENCE).log().numpy()
+    before = window // 2
+    padded = np.pad(np.asarray(samples, np.float32), (before, window - before))
+    hann = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)).astype(np.float32)
+    spectrum = np.fft.rfft(sliding_window_view(padded, window)[::hop] * hann, size, axis=1)
+    energy = (spectrum.real**2 + spectrum.imag**2) @ _bands(sampling_rate, size, mels)
+    found: Array = np.log(energy + np.float32(SILENCE)).astype(np.float32)
     return found
 
 
 @lru_cache(maxsize=8)
-def _bands(sampling_rate: int, size: int, mels: int) -> Tensor:
+def _bands(sampling_rate: int, size: int, mels: int) -> Array:
     """The weight of each frequency of the spectrum in each band: `[size / 2 + 1, mels]`."""
     highest = 2595 * math.log10(1 + sampling_rate / 2 / 700)
     corners = 700 * (10 ** (np.linspace(0, highest, mels + 2) / 2595) - 1)
     frequencies = np.linspace(0, sampling_rate / 2, size // 2 + 1)[:, None]
     rising = (frequencies - corners[:-2]) / (corners[1:-1] - corners[:-2])
     falling = (corners[2:] - frequencies) / (corners[2:] - corners[1:-1])
-    return torch.from_numpy(np.clip(np.minimum(rising, falling), 0, None).astype(np.float32))
+    bands: Array = np.clip(np.minimum(rising, falling), 0, None).astype(np.float32)
+    return bands

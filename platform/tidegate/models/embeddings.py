@@ -1,0 +1,64 @@
+"""Token embeddings to begin with, from a model that was trained elsewhere: a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tidegate.errors import SpecError
+from tidegate.spec.model import Embeddings
+
+SPREAD = 0.5
+"""The deviation that the embeddings are brought to."""
+WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.json", "config.json"
+NEEDED = f"a folder with {WEIGHTS}, {TOKENIZER} and {CONFIG}, as Hugging Face models have"
+
+
+def begin(table: Tensor, options: Embeddings, vocabulary: Mapping[str, int]) -> None:
+    """Write into `table` `[tokens, width]` the mean embedding of the pieces that the folder's tokenizer makes of each.
+
+    They are centred and brought to one deviation first. A token without any piece that it knows keeps what it has.
+    Raises SpecError for a folder that has no such embeddings.
+    """
+    from tokenizers import Tokenizer
+
+    folder = Path(options.path)
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        pieces = _largest(folder / WEIGHTS, json.loads((folder / CONFIG).read_text())["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _unusable(options, str(error)) from None
+    except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more particular
+        raise _unusable(options, str(error)) from None
+    if pieces.shape[1] != table.shape[1]:
+        raise SpecError(f"model.embeddings.width is {table.shape[1]}", expected=f"{pieces.shape[1]}, as {folder} has")
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    pieces = (pieces - pieces.mean(dim=0)) * (SPREAD / pieces.std())
+    unknown = tokenizer.token_to_id("[UNK]")
+    with torch.no_grad():
+        for token, code in vocabulary.items():
+            known = [piece for piece in tokenizer.encode(token, add_special_tokens=False).ids if piece != unknown]
+            if known:
+                table[code] = pieces[known].mean(dim=0)
+
+
+def _largest(path: Path, size: int) -> Tensor:
+    """The embeddings among the weights: the matrix of a row for each piece, by its name."""
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.endswith("word_embeddings.weight")]  # noqa: SIM118
+        if len(names) != 1:
+            raise ValueError(f"{path.name} has {len(names)} weights that end with word_embeddings.weight")
+        weights: Tensor = file.get_tensor(names[0]).float()
+    if weights.shape[0] != size:
+        raise ValueError(f"{names[0]} has {weights.shape[0]} rows, not the {size} of {CONFIG}")
+    return weights
+
+
+def _unusable(options: Embeddings, reason: str) -> SpecError:
+    return SpecError(f"model.embeddings: {options.path} cannot be used: {' '.join(reason.split())}", expected=NEEDED)
