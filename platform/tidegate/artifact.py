@@ -72,7 +72,7 @@ def write(folder: Path, spec: Spec, prepared: Prepared, weights: Mapping[str, Te
     document = {
         "name": spec.name,
         "task": spec.task,
-        "model": spec.model.model_dump(),
+        "model": _options(spec),
         "columns": prepared.manifest["columns"],
         "target": prepared.manifest["target"],
         "signature": _signature(prepared).to_json(),
@@ -178,7 +178,15 @@ def normalised(spec: Spec) -> dict[str, Any]:
     train = spec.train.model_dump(exclude={"workers", "priority"})
     train |= {"threads": spec.train.workers.cpu, "checkpoint": {"best": spec.train.checkpoint.best}}
     data = spec.data.model_dump(include={"inputs", "target", "split", "invalid_rows"})
-    return {"seed": spec.seed, "data": data, "model": spec.model.model_dump(), "train": train}
+    return {"seed": spec.seed, "data": data, "model": _options(spec), "train": train}
+
+
+def _options(spec: Spec) -> dict[str, Any]:
+    """The model's options; of embeddings it began with, which are in its weights by now, only how they were called."""
+    options = spec.model.model_dump()
+    if options.get("embeddings"):
+        options["embeddings"]["path"] = Path(options["embeddings"]["path"]).name
+    return options
 
 
 def _registered(name: str, options: Module | HuggingFace, signature: Signature) -> dict[str, Any]:
