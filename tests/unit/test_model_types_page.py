@@ -32,7 +32,7 @@ def test_the_type_of_the_page_can_be_built(tmp_path: Path) -> None:
     package = tmp_path / "tidegate"
     shutil.copytree(ROOT / "platform" / "tidegate", package, ignore=shutil.ignore_patterns("__pycache__"))
     edit(package / "spec" / "model.py", "ImportPath = ", f"{options}\n\nImportPath = ")
-    edit(package / "spec" / "model.py", "| Custom, Field", "| Residual | Custom, Field")
+    edit(package / "spec" / "model.py", "| Custom,\n", "| Residual | Custom,\n")
     (package / "models" / "residual.py").write_text(module)
     build = package / "models" / "build.py"
     edit(
