@@ -80,7 +80,8 @@ class Client:
         """The endpoint's outputs for `inputs`: column -> array or list, one entry a row, any number of rows.
 
         Datatypes come from the endpoint's signature, which is read once and again when a request is refused: the
-        endpoint may have moved to another version. More than 256 rows, or 4 MiB, travel in several requests.
+        endpoint may have moved to another version. More than 256 rows, or 4 MiB, travel in several requests, and so do
+        rows of different lengths, where the model takes such.
         """
         return self._run(self._calls.predict(name, inputs))
 

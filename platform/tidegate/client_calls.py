@@ -7,7 +7,7 @@ raised), and returns the result.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -16,11 +16,12 @@ import httpx
 import numpy as np
 
 from tidegate import client_answers as answers
-from tidegate import protocol
+from tidegate import protocol, ragged
 from tidegate.client_retries import Retries
 from tidegate.client_server import Server
 from tidegate.errors import ArtifactError, NotFoundError, RequestError, UnavailableError
 from tidegate.protocol import HEADER_LENGTH, Body, Signature
+from tidegate.signature import TensorSpec
 from tidegate.tensors import Array
 
 CHUNK_ROWS = 256
@@ -125,7 +126,14 @@ class Calls:
         return (yield from self._predict(name, inputs, found.signature))
 
     def _predict(self, name: str, inputs: Mapping[str, Any], signature: Signature) -> Steps[dict[str, Array]]:
-        columns, rows = _columns(inputs)
+        parts = ragged.grouped(_columns(inputs, signature))
+        answered: list[dict[str, Array]] = []
+        for _, part in parts:
+            answered.append((yield from self._predict_alike(name, part, signature)))
+        return ragged.in_order([rows for rows, _ in parts], answered)
+
+    def _predict_alike(self, name: str, columns: Mapping[str, Any], signature: Signature) -> Steps[dict[str, Array]]:
+        rows = len(next(iter(columns.values())))
         most, start = _rows_at_once(columns), 0
         parts: list[dict[str, Array]] = []
         while start < rows:
@@ -217,15 +225,23 @@ def _infer_ask(name: str, body: Body) -> Ask:
     return Ask("POST", f"{model_path(name)}/infer", body.content, headers)
 
 
-def _columns(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    columns = {name: _sliceable(name, values) for name, values in inputs.items()}
+def _columns(inputs: Mapping[str, Any], signature: Signature) -> dict[str, Any]:
+    specs = {spec.name: spec for spec in signature.inputs}
+    columns = {name: _sliceable(name, values, specs.get(name)) for name, values in inputs.items()}
     rows = {name: len(values) for name, values in columns.items()}
     if len(set(rows.values())) != 1 or 0 in rows.values():
         raise RequestError(f"The inputs have {rows or 'no'} rows", expected="the same number in each, at least 1")
-    return columns, next(iter(rows.values()))
+    return columns
 
 
-def _sliceable(name: str, values: Any) -> Any:
+def _sliceable(name: str, values: Any, spec: TensorSpec | None) -> Any:
+    if (
+        spec is not None
+        and -1 in spec.shape[1:]
+        and isinstance(values, list | tuple)
+        and (rows := _of_any_size(values)) is not None
+    ):
+        return rows
     # A list stays one: numpy would turn [1, "a"] into text before the check that refuses it.
     if isinstance(values, list | tuple):
         return values
@@ -233,6 +249,17 @@ def _sliceable(name: str, values: Any) -> Any:
     if array.ndim == 0:
         raise RequestError(f'Input "{name}" is a single value', expected="a list or array with one entry a row")
     return array
+
+
+def _of_any_size(values: Sequence[Any]) -> Array | None:
+    """Rows of different sizes; None for those that one array can hold, or that hold something else than numbers."""
+    try:
+        rows = [np.asarray(value) for value in values]
+    except ValueError:
+        return None
+    if len({row.shape for row in rows}) < 2 or any(row.dtype.kind not in "biuf" for row in rows):
+        return None
+    return ragged.ragged(rows)
 
 
 def _rows_at_once(columns: Mapping[str, Any]) -> int:

@@ -75,6 +75,17 @@ def test_many_rows_travel_in_chunks(client: Client, endpoint: Endpoint, count: i
     assert len(endpoint.rows) == -(-count // 256)
 
 
+def test_rows_of_any_length_come_back_in_order(client: Client, endpoint: Endpoint) -> None:
+    endpoint.signature = Signature((TensorSpec("x", "FP64", (-1, -1)), FIRST.inputs[1]), FIRST.outputs)
+    series = [[1.0, 2.0], [3.0], [4.0, 5.0], [6.0, 7.0, 8.0]]
+    answer = client.predict("m", {"x": series, "word": ["a", "b", "c", "d"]})
+    assert answer["total"].tolist() == [3.0, 3.0, 9.0, 21.0]
+    assert answer["echo"].tolist() == ["a", "b", "c", "d"]
+    assert sorted(endpoint.rows) == [1, 1, 2]
+    with pytest.raises(RequestError, match="no array"):
+        client.predict("m", {"x": [[1.0], ["a", 2.0]], "word": ["a", "b"]})
+
+
 def test_the_signature_is_read_once(client: Client, endpoint: Endpoint) -> None:
     client.predict("m", rows(1))
     client.predict("m", rows(1))

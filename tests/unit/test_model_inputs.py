@@ -108,3 +108,19 @@ def test_a_column_that_is_missing_is_named_with_its_neighbour() -> None:
     signature = Signature((TensorSpec("age", "FP32", (-1,)), TensorSpec("city", "BYTES", (-1,))), OUT)
     with pytest.raises(DataError, match=r"people\.csv has no column age.*it has Age, city.*did you mean 'Age'"):
         InputReader(signature, ["Age", "city"], "people.csv")
+
+
+def test_sounds_are_read_as_files() -> None:
+    signature = Signature((TensorSpec("sound", "BYTES", (-1,), "audio"),), OUT)
+    files = [b"RIFF\xff\x00", b"fLaC\xfe"]
+    for column in (pa.array(files, pa.binary()), pa.array([{"bytes": file, "path": "a.wav"} for file in files])):
+        reader = InputReader(signature, ["sound"], "rows")
+        assert 8 <= reader.rows_at_once <= 64
+        inputs, found = reader.read(pa.table({"sound": column}))
+        assert (inputs["sound"].tolist(), found.tolist()) == (files, [None, None])
+    _, found = InputReader(signature, ["sound"], "rows").read(
+        pa.table({"sound": pa.array([files[0], None], pa.binary())})
+    )
+    assert found.tolist() == [None, "sound: the sound is missing"]
+    _, found = InputReader(signature, ["sound"], "rows").read(pa.table({"sound": pa.array(["a.wav"])}))
+    assert found.tolist() == ["sound: the sound is no bytes of a file"]

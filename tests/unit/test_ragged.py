@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.model_inputs import InputReader
-from tidegate.ragged import Arrays, alike, is_ragged, ragged
+from tidegate.ragged import Columns, alike, is_ragged, ragged
 from tidegate.signature import Signature, TensorSpec
 
 SIGNATURE = Signature((TensorSpec("x", "FP64", (-1, -1)),), (TensorSpec("y", "FP64", (-1,)),))
@@ -26,7 +26,7 @@ def reading(values: Any) -> tuple[dict[str, Any], list[str | None]]:
 def test_every_row_is_asked_once_with_its_like(rows: list[list[float]]) -> None:
     sizes = []
 
-    def ask(inputs: Arrays) -> dict[str, Any]:
+    def ask(inputs: Columns) -> dict[str, Any]:
         sizes.append(inputs["x"].shape)
         return {"y": inputs["x"].sum(axis=1) + inputs["plus"]}
 

@@ -93,9 +93,9 @@ class ConvAttention(_Heads):
 
 
 class Rnn(Part):
-    """A recurrent network over a series or a text of any length; its last state, or the mean of all, is mapped."""
+    """A recurrent network over a series, a sound or a text; its last state, or the mean of all, is mapped."""
 
-    takes: ClassVar = Takes(("series", "text"), one=True)
+    takes: ClassVar = Takes(("series", "audio", "text"), one=True)
     type: Literal["rnn"]
     cell: Literal["rnn", "gru", "lstm"] = "gru"
     layers: int = Field(1, ge=1, le=64)
@@ -207,7 +207,7 @@ ImportPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_
 class Custom(Part):
     """A person's own module. `build` and `loss` name a class or function as `package.module:name`."""
 
-    takes: ClassVar = Takes(("number", "category", "image", "text", "series"))
+    takes: ClassVar = Takes(("number", "category", "image", "text", "series", "audio"))
     type: Literal["custom"]
     build: ImportPath
     loss: ImportPath | None = None

@@ -18,6 +18,8 @@ from tidegate.transforms.log_mel import frames_of, log_mel
 from tidegate.transforms.number import fixed_lists
 from tidegate.transforms.series import SeriesTransform, standardising
 
+BLOCK_SAMPLES = 65_536
+
 
 class AudioColumn:
     """Reads encoded sounds, lists of samples, or structs with `bytes` or with `array` and `sampling_rate`.
@@ -127,9 +129,9 @@ def decoded(data: bytes, max_seconds: float) -> Sound:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if file.frames > max_seconds * file.samplerate:
                 raise ValueError(_too_long(file.frames / file.samplerate, max_seconds))
-            # What a header says of the length may be wrong.
-            samples = file.read(int(max_seconds * file.samplerate) + 1, dtype="float32", always_2d=True)
-            return Sound(samples.mean(axis=1), int(file.samplerate))
+            # Block by block: a header may tell of more samples than there are, and memory would be taken for them.
+            blocks = [block.mean(axis=1) for block in file.blocks(BLOCK_SAMPLES, dtype="float32", always_2d=True)]
+            return Sound(np.concatenate([np.zeros(0, np.float32), *blocks]), int(file.samplerate))
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
         raise ValueError("the bytes are no readable sound (WAV, FLAC, OGG or MP3)") from None
 
