@@ -132,7 +132,8 @@ def test_folders_and_patterns_of_images(endpoint: Endpoint, tmp_path: Path, patt
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((4, 4), white, np.uint8)).save(path)
     done = predict(endpoint, tmp_path, pattern, "-o", "out.jsonl", "--white", "1")
-    assert done.stderr == ""
+    # On a slow machine it tells how far it is.
+    assert all(line.endswith("rows/s") for line in done.stderr.splitlines())
     found = lines(tmp_path / "out.jsonl")
     labelled = [{"label": "cat", "path": "cat/a.png"}, {"label": "dog", "path": "dog/b.png"}]
     plain = [{"path": "a.png"}, {"path": "b.png"}]
