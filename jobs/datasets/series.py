@@ -10,7 +10,6 @@ installed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import zipfile
 from collections import Counter
@@ -19,11 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from download import Download, pip_download
+from download import Download, parser, pip_download, provided
 from parquet import write_atomically
-
-from tidegate import settings
-from tidegate.errors import DataError
 
 WHEEL = Download(
     "aeon==1.6.0", "aeon-1.6.0-py3-none-any.whl", "d05227086706f80111ac5fee8de4d5d3115bb3bcfd1c786c8629393055816409"
@@ -66,16 +62,8 @@ def provide(folder: Path, cache: Path | None = None) -> list[Path]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write two data sets of time series as Parquet and print the paths.")
-    parser.add_argument("folder", type=Path, metavar="OUT_DIR", nargs="?", default=settings.home() / "data")
-    parser.add_argument("--cache", type=Path, help="where the download is kept (default: OUT_DIR/downloads)")
-    arguments = parser.parse_args()
-    try:
-        print(*provide(arguments.folder, arguments.cache), sep="\n")
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    arguments = parser("Write two data sets of time series as Parquet and print the paths.").parse_args()
+    return provided(lambda: provide(arguments.folder, arguments.cache))
 
 
 if __name__ == "__main__":

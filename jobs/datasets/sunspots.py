@@ -10,7 +10,6 @@ never installed.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import sys
@@ -18,11 +17,8 @@ import zipfile
 from pathlib import Path
 
 import pyarrow as pa
-from download import Download, pip_download
+from download import Download, parser, pip_download, provided
 from parquet import write_atomically
-
-from tidegate import settings
-from tidegate.errors import DataError
 
 WHEEL = Download(
     "statsmodels==0.15.0",
@@ -71,16 +67,8 @@ def provide(folder: Path, cache: Path | None = None) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write windows of sunspots by year as Parquet and print the path.")
-    parser.add_argument("folder", type=Path, metavar="OUT_DIR", nargs="?", default=settings.home() / "data")
-    parser.add_argument("--cache", type=Path, help="where the download is kept (default: OUT_DIR/downloads)")
-    arguments = parser.parse_args()
-    try:
-        print(provide(arguments.folder, arguments.cache))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    arguments = parser("Write windows of sunspots by year as Parquet and print the path.").parse_args()
+    return provided(lambda: provide(arguments.folder, arguments.cache))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tidegate import client_answers as answers
 from tidegate import protocol, ragged
 from tidegate.client_retries import Retries
 from tidegate.client_server import Server
+from tidegate.content import objects
 from tidegate.errors import ArtifactError, NotFoundError, RequestError, UnavailableError
 from tidegate.protocol import HEADER_LENGTH, Body, Signature
 from tidegate.signature import TensorSpec
@@ -259,7 +260,7 @@ def _of_any_size(values: Sequence[Any]) -> Array | None:
         return None
     if len({row.shape for row in rows}) < 2 or any(row.dtype.kind not in "biuf" for row in rows):
         return None
-    return ragged.ragged(rows)
+    return objects(rows)
 
 
 def _rows_at_once(columns: Mapping[str, Any]) -> int:

@@ -12,7 +12,6 @@ from tidegate.content import objects
 from tidegate.data.canonical import column_of, listed, nearest
 from tidegate.data.folders import CONTENT
 from tidegate.errors import DataError, RequestError
-from tidegate.ragged import ragged
 from tidegate.signature import DATATYPES, Signature, TensorSpec
 from tidegate.spec.data import ImageInput, TextInput
 from tidegate.tensors import Array, client_column
@@ -173,4 +172,4 @@ def _free(column: pa.Array, spec: TensorSpec) -> tuple[Array, Array]:
         except RequestError as error:
             found[row] = found[row] or error.happened
             rows.append(rows[-1] if rows else np.zeros(1))
-    return ragged(rows), found
+    return objects(rows), found

@@ -18,14 +18,6 @@ Columns = Mapping[str, Any]
 Ask = Callable[[Columns], dict[str, Array]]
 
 
-def ragged(rows: Sequence[Array]) -> Array:
-    """The rows as one input."""
-    array = np.empty(len(rows), dtype=object)
-    for place, row in enumerate(rows):
-        array[place] = row
-    return array
-
-
 def is_ragged(array: object) -> bool:
     return (
         isinstance(array, np.ndarray) and array.dtype == object and len(array) > 0 and isinstance(array[0], np.ndarray)

@@ -9,8 +9,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate.content import objects
 from tidegate.model_inputs import InputReader
-from tidegate.ragged import Columns, alike, is_ragged, ragged
+from tidegate.ragged import Columns, alike, is_ragged
 from tidegate.signature import Signature, TensorSpec
 
 SIGNATURE = Signature((TensorSpec("x", "FP64", (-1, -1)),), (TensorSpec("y", "FP64", (-1,)),))
@@ -31,7 +32,7 @@ def test_every_row_is_asked_once_with_its_like(rows: list[list[float]]) -> None:
         return {"y": inputs["x"].sum(axis=1) + inputs["plus"]}
 
     plus = np.arange(len(rows))
-    found = alike(ask)({"x": ragged([np.asarray(row) for row in rows]), "plus": plus})
+    found = alike(ask)({"x": objects([np.asarray(row) for row in rows]), "plus": plus})
     assert np.allclose(found["y"], [sum(row) + place for place, row in enumerate(rows)])
     assert sorted(size for count, size in sizes for _ in range(count)) == sorted(map(len, rows))
     assert len(sizes) == len({len(row) for row in rows})

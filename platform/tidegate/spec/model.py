@@ -106,39 +106,36 @@ class Rnn(Part):
     init: Init = "xavier"
 
 
-def _check_used_heads(part: Forecast | Ctc) -> None:
-    if part.encoder == "transformer":
-        _check_heads(part.width, part.heads)
-    elif "heads" in part.model_fields_set:
-        sentence = f"heads are given, but encoder {part.encoder!r} has none; write encoder transformer"
-        raise BrokenRules([("heads", sentence), ("encoder", sentence)])
+class _Encoder(Part):
+    """Recurrent cells, or a transformer of several heads."""
 
-
-def _without_unused_heads(part: Forecast | Ctc, dump: dict[str, Any]) -> dict[str, Any]:
-    # A dump is a valid spec again: heads that are not used are not in it.
-    return {key: value for key, value in dump.items() if key != "heads" or part.encoder == "transformer"}
-
-
-class Forecast(Part):
-    """The next steps of a series from those before, each window in units of its own mean and deviation."""
-
-    takes: ClassVar = Takes(("series",), one=True, targets=("number",))
-    type: Literal["forecast"]
     encoder: Literal["gru", "lstm", "transformer"] = "gru"
-    layers: int = Field(1, ge=1, le=64)
+    layers: int = Field(1, ge=1, le=100)
     width: Width = 64
     heads: int = Field(4, ge=1, le=256)
-    dropout: Dropout = 0.0
-    init: Init = "xavier"
 
     @model_validator(mode="after")
     def _heads_are_used(self) -> Self:
-        _check_used_heads(self)
+        if self.encoder == "transformer":
+            _check_heads(self.width, self.heads)
+        elif "heads" in self.model_fields_set:
+            sentence = f"heads are given, but encoder {self.encoder!r} has none; write encoder transformer"
+            raise BrokenRules([("heads", sentence), ("encoder", sentence)])
         return self
 
     @model_serializer(mode="wrap")
     def _as_written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_unused_heads(self, plain(self))
+        # A dump is a valid spec again: heads that are not used are not in it.
+        return {key: value for key, value in plain(self).items() if key != "heads" or self.encoder == "transformer"}
+
+
+class Forecast(_Encoder):
+    """The next steps of a series from those before, each window in units of its own mean and deviation."""
+
+    takes: ClassVar = Takes(("series",), one=True, targets=("number",))
+    type: Literal["forecast"]
+    dropout: Dropout = 0.0
+    init: Init = "xavier"
 
 
 class Embeddings(Part):
@@ -178,27 +175,16 @@ class Seq2Seq(_Heads):
         return self
 
 
-class Ctc(Part):
+class Ctc(_Encoder):
     """From sound, or a series, to a text in its order: convolutions, an encoder, and a token or none for each frame."""
 
     takes: ClassVar = Takes(("audio", "series"), one=True, targets=("text",))
     type: Literal["ctc"]
     halvings: int = Field(1, ge=0, le=8)
-    encoder: Literal["gru", "lstm", "transformer"] = "gru"
     layers: int = Field(2, ge=1, le=100)
     width: Width = 128
-    heads: int = Field(4, ge=1, le=256)
     dropout: Dropout = 0.1
     init: Init = "xavier"
-
-    @model_validator(mode="after")
-    def _heads_are_used(self) -> Self:
-        _check_used_heads(self)
-        return self
-
-    @model_serializer(mode="wrap")
-    def _as_written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_unused_heads(self, plain(self))
 
 
 ImportPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", max_length=512)]
