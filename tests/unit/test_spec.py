@@ -683,3 +683,26 @@ def test_heads_of_a_forecast_are_those_of_its_transformer() -> None:
     assert any(
         line.startswith("data.target.length: unknown key for data.target.type 'category'") for line in refusal(several)
     )
+
+
+def test_models_that_write_texts() -> None:
+    spelled = changed(VALID["transformer"], ("model",), {"type": "seq2seq"})
+    spelled["data"]["target"] = {"column": "said", "type": "text", "tokenizer": "word"}
+    spelled["data"]["split"] = {}
+    spelled["evaluate"], spelled["train"] = {"require": {"test.ser": {"at_most": 0.3}}}, {"epochs": 3}
+    spec = document.parse(Spec, spelled, source="here")
+    assert spec.task == "sequence"
+    assert document.parse(Spec, spec.model_dump(mode="json"), source="dump") == spec
+    (line,) = refusal(changed(spelled, ("train", "compile"), True))
+    assert line.startswith("train.compile: model type seq2seq has another shape in every batch")
+    lines = refusal(changed(spelled, ("model",), {"type": "transformer"}))
+    assert lines[0] == "data.target.type: model type transformer learns a target of type category or number, not text"
+    assert lines[1].endswith("; seq2seq, ctc do")
+    assert any(
+        "'accuracy' is no metric of sequence" in line
+        for line in refusal(changed(spelled, ("evaluate",), {"metrics": ["accuracy"]}))
+    )
+    odd = changed(spelled, ("model",), {"type": "seq2seq", "network": "gru", "width": 9, "heads": 3})
+    assert any(line.startswith("model.width: 9 is odd") for line in refusal(odd))
+    heads = changed(spelled, ("model",), {"type": "ctc", "heads": 2})
+    assert any(line.startswith("model.heads: heads are given, but encoder 'gru' has none") for line in refusal(heads))

@@ -77,7 +77,7 @@ class Spec(Part):
     @model_validator(mode="after")
     def _parts_fit(self) -> Spec:
         rules = _input_rules(self) + _metric_rules(self) + _weight_rules(self) + _length_rules(self)
-        rules += _target_rules(self)
+        rules += _target_rules(self) + _compile_rules(self)
         if rules:
             raise BrokenRules(rules)
         return self
@@ -183,6 +183,13 @@ def _target_rules(spec: Spec) -> list[tuple[str, str]]:
     wanted = " or ".join(model.takes.targets)
     sentence = f"model type {model.type} learns a target of type {wanted}, not {kind}"
     return [("data.target.type", sentence), ("model.type", f"{sentence}; {', '.join(learning(kind))} do")]
+
+
+def _compile_rules(spec: Spec) -> list[tuple[str, str]]:
+    if spec.train.compile and spec.task == "sequence":
+        sentence = f"model type {spec.model.type} has another shape in every batch, and would be compiled for each"
+        return [("train.compile", f"{sentence}; leave it out")]
+    return []
 
 
 def _length_rules(spec: Spec) -> list[tuple[str, str]]:
