@@ -15,7 +15,7 @@ import yaml
 
 from tidegate.data import folders, sources
 from tidegate.data.canonical import PROBLEM, STRATUM, Canonicalise, listed, nearest
-from tidegate.data.meaning import Aim, Meaning, aim, meaning, says_the_same, text
+from tidegate.data.meaning import Aim, Meaning, aim, aim_to_write, cut, meaning, says_the_same, text
 from tidegate.data.prepared import SPLITS, column_array
 from tidegate.data.sample import Sample, take
 from tidegate.data.splits import assign
@@ -33,6 +33,10 @@ MOST_UNFIT = 0.2
 WIDTH = 100
 FRACTIONS = ((0.8, 0.1, 0.1), (0.6, 0.2, 0.2))
 Keys = dict[str, Any]
+
+
+MOST_LABELS = 20
+"""Strings of which there are no more different ones are no texts to read."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def draft(path: str, folder: Path, *, name: str, target: str | None = None) -> D
     data = {
         "source": written,
         "inputs": {column: found.keys for column, found in used.items()},
-        "target": {"column": choice.target, "type": choice.aim.type},
+        "target": {"column": choice.target, "type": choice.aim.type} | choice.aim.keys,
     }
     data["split"], rows = _split(source, sample, data, choice)
     data |= _invalid_rows(source, sample, data)
@@ -78,7 +82,7 @@ def draft(path: str, folder: Path, *, name: str, target: str | None = None) -> D
     whole: Keys = {
         "name": name,
         "data": data,
-        "model": _model(kind, used),
+        "model": _writing_model(kind) if choice.aim.type == "text" else _model(kind, used),
         "train": _train(kind, max(1, round(sample.rows * rows / sample.size)), choice.aim.type),
         "publish": {"alias": "production"},
     }
@@ -141,6 +145,9 @@ def _chosen(source: Source, sample: Sample, wanted: str | None) -> _Choice:
     names = list(sample.columns)
     target, why = _target(source, sample, wanted)
     found = aim(target, sample.everywhere(target))
+    if found.problem and wanted is not None:
+        # Nobody is taken to want texts written who has not said so.
+        found = _aim_to_write(source, sample, target) or found
     if found.problem:
         others = [name for name in names if name != target]
         looked = "" if sample.is_whole else f" (looked at {sample.size} rows)"
@@ -152,7 +159,27 @@ def _chosen(source: Source, sample: Sample, wanted: str | None) -> _Choice:
     passed = {target, split} | ({folders.PATH} if source.resolved_format() in folders.CONTENT else set())
     inputs = {name: _meaning(source, sample, name) for name in names if name not in passed}
     inputs = _without_copies(sample, inputs, target) if found.type == "category" else inputs
-    return _Choice(target, why, found, _usable(source, inputs), split)
+    if found.type == "text":
+        inputs = {name: _to_read(sample, name, meaning) for name, meaning in inputs.items()}
+    return _Choice(target, why, found, _usable(source, inputs, found.type), split)
+
+
+def _aim_to_write(source: Source, sample: Sample, target: str) -> Aim | None:
+    """The target as texts to be written; None where there is nothing to read that they could be written from."""
+    others = [name for name in sample.columns if name != target]
+    meanings = (_to_read(sample, name, _meaning(source, sample, name)) for name in others)
+    if not any(found.type in ("audio", "series", "text") for found in meanings):
+        return None
+    return aim_to_write(sample.columns[target])
+
+
+def _to_read(sample: Sample, name: str, found: Meaning) -> Meaning:
+    """What a column means to a model that writes texts: strings of any kind are texts to it."""
+    column = sample.columns[name].drop_null()
+    if not pa.types.is_string(column.type) or len(column.unique()) <= MOST_LABELS:
+        return found
+    keys, note = cut(column.to_pylist())
+    return Meaning(f"texts of {note}", {"type": "text"} | keys)
 
 
 def _target(source: Source, sample: Sample, wanted: str | None) -> tuple[str, str]:
@@ -181,7 +208,7 @@ def _says_split(sample: Sample, name: str, target: str, found: Aim) -> bool:
         return False
     column, values = sample.columns[name].to_pylist(), sample.columns[target].to_pylist()
     trained = {value for value, split in zip(values, column, strict=True) if split == "train"}
-    return set(column) == set(SPLITS) and (found.type == "number" or set(values) <= trained)
+    return set(column) == set(SPLITS) and (found.type != "category" or set(values) <= trained)
 
 
 def _meaning(source: Source, sample: Sample, name: str) -> Meaning:
@@ -216,16 +243,21 @@ def _without_copies(sample: Sample, inputs: dict[str, Meaning], target: str) -> 
     }
 
 
-def _usable(source: Source, inputs: dict[str, Meaning]) -> dict[str, Meaning]:
-    """The inputs that one model can take together. Raises DataError when there is none."""
+def _usable(source: Source, inputs: dict[str, Meaning], target: str) -> dict[str, Meaning]:
+    """The inputs that one model of that target can take together. Raises DataError when there is none."""
     plain = {name: found for name, found in inputs.items() if found.keys and not found.is_last_resort}
     images = [name for name, found in plain.items() if found.type == "image"]
     texts = [name for name, found in plain.items() if found.type == "text"]
     series = [name for name, found in plain.items() if found.type == "series"]
+    sounds = [name for name, found in plain.items() if found.type == "audio"]
     others = [name for name in plain if name not in texts]
     prose = [name for name in texts if plain[name].is_prose]
-    if images:
+    if target == "text":
+        kept, why = (sounds or series or texts)[:1], "a model that writes texts takes one input and nothing else"
+    elif images:
         kept, why = images[:1], "model type cnn takes one image and nothing else"
+    elif sounds:
+        kept, why = sounds[:1], "model type rnn takes one sound and nothing else"
     elif series:
         kept, why = series[:1], "model type rnn takes one series and nothing else"
     elif texts and (prose or not others):
@@ -238,7 +270,9 @@ def _usable(source: Source, inputs: dict[str, Meaning]) -> dict[str, Meaning]:
         reasons = "; ".join(f"{name!r}: {found.note}" for name, found in list(inputs.items())[:5])
         raise DataError(
             f"no column of {sources.shown(source.path)} can be an input" + (f" ({reasons})" if reasons else ""),
-            expected="numbers, categories, texts, series or images beside the target",
+            expected="sounds, series or texts beside a target to be written"
+            if target == "text"
+            else "numbers, categories, texts, series, sounds or images beside the target",
             remedy="give the data such a column, or name another target with --target",
         )
     return {
@@ -308,15 +342,21 @@ def _model(kind: str, used: Mapping[str, Meaning]) -> Keys:
         return {"type": "cnn", "channels": [32, 64, 64] if small >= 8 else [32, 64], "hidden": 128, "dropout": 0.3}
     if kind == "text":
         return {"type": "transformer", "layers": 1, "width": 64, "heads": 4, "dropout": 0.3}
-    if kind == "series":
+    if kind in ("series", "audio"):
         return {"type": "rnn", "cell": "lstm", "width": 64, "bidirectional": True, "dropout": 0.3}
     return {"type": "mlp", "hidden": [64, 64], "dropout": 0.1}
 
 
+def _writing_model(kind: str) -> Keys:
+    if kind == "text":
+        return {"type": "seq2seq", "network": "gru", "layers": 1, "width": 256, "heads": 1, "beam": 4, "dropout": 0.2}
+    return {"type": "ctc", "encoder": "gru", "layers": 2, "width": 160, "dropout": 0.15}
+
+
 def _train(kind: str, rows: int, target: str) -> Keys:
     """Settings for so many training rows: some thousand steps for little data, some epochs for much."""
-    kinds = {"image": (1500, 3, 64), "text": (800, 3, 64), "series": (1500, 3, 64)}
-    steps, least, most_rows = kinds.get(kind, (1500, 5, 256))
+    kinds = {"image": (1500, 3, 64), "text": (800, 3, 64), "series": (1500, 3, 64), "audio": (1500, 3, 64)}
+    steps, least, most_rows = (4000, 8, 128) if target == "text" else kinds.get(kind, (1500, 5, 256))
     batch: int | str = min(most_rows, 2 ** int(math.log2(max(8, rows / 20))))
     if rows < 2 * int(batch):
         batch = "all"
@@ -326,6 +366,7 @@ def _train(kind: str, rows: int, target: str) -> Keys:
         "epochs": epochs,
         "global_batch": batch,
         "shards": 2,
+        **({"group_by_length": True} if target == "text" else {}),
         "optimizer": {"type": "adamw", "lr": 0.002, "weight_decay": 0.01, "clip_norm": 1.0},
         "schedule": {"type": "cosine", "warmup_fraction": 0.05},
         "early_stop": {"metric": "validation.loss", "patience": max(3, epochs // 5)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_diabetes, load_digits, load_iris, load_wine
 
+import tones
 from prepare_alone import first_outputs
 from tidegate.cli.main import main
 from tidegate.data import sample
@@ -524,3 +526,43 @@ def test_names_from_paths() -> None:
         "数据.csv": "model",
     }.items():
         assert name_of(path) == name
+
+
+# Texts to be written
+
+
+def test_the_phonemes_of_words_are_written_by_sequence_to_sequence(tmp_path: Path) -> None:
+    letters = {"a": "AA", "b": "B", "c": "K", "d": "D", "e": "EH", "f": "F"}
+    words = ["".join(part) for part in itertools.product(letters, repeat=4)]
+    rows = [{"word": w, "said": " ".join(letters[c] for c in w), "kind": w[0] == "a"} for w in words[:500]]
+    path = write(tmp_path / "words.csv", rows)
+    found, spec = made(path, target="said")
+    assert types(spec) == {"word": "text"}
+    assert (spec.data.target.type, spec.model.type, spec.train.group_by_length) == ("text", "seq2seq", True)
+    assert spec.data.target.model_dump() == {
+        "column": "said",
+        "type": "text",
+        "tokenizer": "word",
+        "vocab_size": 8000,
+        "max_length": 16,
+    }
+    assert spec.data.inputs["word"].model_dump()["tokenizer"] == "character"
+    assert "takes one input and nothing else" in reason(found, "kind")
+
+
+def test_what_is_said_is_written_by_ctc(tmp_path: Path) -> None:
+    path = tmp_path / "sounds.parquet"
+    pq.write_table(tones.table(60), path)
+    _, spec = made(path, target="keys")
+    assert types(spec) == {"sound": "audio"}
+    assert spec.data.inputs["sound"].model_dump()["max_seconds"] == pytest.approx(1.0)
+    assert (spec.data.target.model_dump()["tokenizer"], spec.model.type) == ("character", "ctc")
+
+
+def test_sounds_of_classes_are_told_apart_by_a_recurrent_network(tmp_path: Path) -> None:
+    path = tmp_path / "sounds.parquet"
+    table = tones.table(60)
+    pq.write_table(table.append_column("odd", [[len(key) % 2 == 1 for key in table["keys"].to_pylist()]]), path)
+    found, spec = made(path)
+    assert (types(spec), spec.model.type, spec.data.target.column) == ({"sound": "audio"}, "rnn", "odd")
+    assert "keys" in found.left_out

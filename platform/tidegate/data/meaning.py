@@ -29,7 +29,12 @@ WORDS_OF_TEXT, WORDS_OF_PROSE = 3, 8
 """Words a row from which strings are text, and from which they are what the table is about."""
 LONGEST_SIDE = 64
 LENGTHS = (16, 32, 64, 128, 256, 512)
-IMAGES_LOOKED_AT = 100
+IMAGES_LOOKED_AT = SOUNDS_LOOKED_AT = 100
+SOUND = re.compile(rb"RIFF.{4}WAVE|fLaC|OggS|ID3|\xff[\xe2-\xfb]", re.DOTALL)
+"""How WAV, FLAC, OGG and MP3 begin."""
+MOST_SIGNS, LETTERS_OF_A_SIGN, LONGEST_SPELLED = 250, 3, 128
+"""A text is a sequence of signs (phonemes, notes) when it has few different and short words; up to so many letters it
+is spelled."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def meaning(name: str, column: pa.Array) -> Meaning:
     if pa.types.is_temporal(kind):
         return Meaning("dates and times are no inputs; derive numbers from them")
     if _is_bytes(kind):
-        return _encoded_images(known)
+        return _encoded_sounds(known) or _encoded_images(known)
     if is_list(kind):
         return _lists(name, column, known)
     if pa.types.is_boolean(kind):
@@ -74,9 +79,11 @@ def meaning(name: str, column: pa.Array) -> Meaning:
 class Aim:
     """What a column seems to mean as the target; `problem` says why it cannot be one."""
 
-    type: Literal["category", "number"]
+    type: Literal["category", "number", "text"]
     note: str
     problem: str = ""
+    keys: dict[str, Any] = field(default_factory=dict)
+    """Of a text: how it is cut."""
 
 
 def aim(name: str, column: pa.Array) -> Aim:
@@ -110,6 +117,30 @@ def aim(name: str, column: pa.Array) -> Aim:
         )
     shown = ", ".join(f"{_words(value)} ({count})" for value, count in counts.most_common(5))
     return Aim("category", f"{len(counts)} classes: {shown}" + (", ..." if len(counts) > 5 else ""))
+
+
+def aim_to_write(column: pa.Array) -> Aim | None:
+    """What a column of texts means as a target to be written; None for a column of something else."""
+    values = _plain(column).drop_null()
+    if not pa.types.is_string(values.type) or not len(values):
+        return None
+    keys, note = cut(values.to_pylist())
+    return Aim("text", f"texts of {note}", keys=keys)
+
+
+def cut(values: list[str]) -> tuple[dict[str, Any], str]:
+    """How texts are best cut into tokens: the keys, and how long they are in words."""
+    rows = [value.split() for value in values]
+    words, letters = max(map(len, rows)), max(map(len, values))
+    different = {word for row in rows for word in row}
+    if words > 1 and len(different) <= MOST_SIGNS and sum(map(len, different)) <= LETTERS_OF_A_SIGN * len(different):
+        kind, longest = "word", words
+    elif letters <= LONGEST_SPELLED:
+        kind, longest = "character", letters
+    else:
+        kind, longest = "bpe", letters // 2
+    room = next((limit for limit in LENGTHS if limit >= 1.2 * longest), 2 * longest)
+    return {"tokenizer": kind, "max_length": room}, f"up to {words} words and {letters} letters"
 
 
 def _is_name(name: str) -> bool:
@@ -296,6 +327,27 @@ def _float(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
+
+
+def _encoded_sounds(known: pa.Array) -> Meaning | None:
+    """None for bytes that are no sounds."""
+    some = known.to_pylist()[:: max(1, len(known) // SOUNDS_LOOKED_AT)]
+    if sum(bool(SOUND.match(item)) for item in some) < NEARLY_ALL * len(some):
+        return None
+    try:
+        import soundfile
+    except (ImportError, OSError):
+        return Meaning("sounds, which need pip install 'tidegate[audio]'")
+    seconds = []
+    for item in some:
+        try:
+            seconds.append(float(soundfile.info(io.BytesIO(item)).duration))
+        except (soundfile.LibsndfileError, RuntimeError, TypeError):
+            continue
+    if len(seconds) < NEARLY_ALL * len(some):
+        return Meaning("bytes that are no WAV, FLAC, OGG or MP3 sound")
+    keys = {"type": "audio", "max_seconds": math.ceil(12 * max(seconds)) / 10}
+    return Meaning(f"sounds of {min(seconds):.1f} to {max(seconds):.1f} s", keys)
 
 
 def _encoded_images(known: pa.Array) -> Meaning:
