@@ -26,7 +26,7 @@ from tidegate.spec.data import Source, format_of
 STREAM = "-"
 STREAM_ROWS = 1024
 """Of a stream, so many rows are waited for at most before the first are answered."""
-KINDS = "CSV, Parquet, JSON lines, JSON, or a folder or pattern of such files, images or texts"
+KINDS = "CSV, Parquet, JSON lines, JSON, or a folder or pattern of such files, images, sounds or texts"
 
 
 class Chunk(NamedTuple):

@@ -316,6 +316,16 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     assert run.located(pattern.spec, tmp_path).data.inputs == spec.data.inputs
 
 
+def test_a_folder_of_sounds(tmp_path: Path) -> None:
+    for number, keys in enumerate(tones.numbers(24)):
+        path = tmp_path / "calls" / ("odd" if len(keys) % 2 else "even") / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tones.encoded(tones.dialled(keys)))
+    _, spec = made(tmp_path / "calls")
+    assert (spec.data.source.format, types(spec), spec.model.type) == ("audio", {"audio": "audio"}, "rnn")
+    assert first_outputs(spec)["train"].shape[1] == 2
+
+
 def test_a_folder_of_texts(tmp_path: Path) -> None:
     for number in range(30):
         path = tmp_path / "reviews" / ("good" if number % 3 else "bad") / f"{number}.txt"

@@ -33,8 +33,9 @@ import click
 def batch(model: str, source: str, **options: Any) -> None:
     """Ask MODEL, a version such as digits@3 or digits@production, about all rows of SOURCE.
 
-    SOURCE is a file, a folder or a pattern: CSV, Parquet, JSON lines, images or texts. The answers are Parquet files in
-    a folder, beside what was read; manifest.json is there when all of them are. The same command goes on after a kill.
+    SOURCE is a file, a folder or a pattern: CSV, Parquet, JSON lines, images, sounds or texts. The answers are Parquet
+    files in a folder, beside what was read; manifest.json is there when all of them are. The same command goes on after
+    a kill.
     """
     from tidegate import api
     from tidegate.cli.progress import Progress

@@ -22,8 +22,8 @@ def init(data: str, output: Path | None, target: str | None, name: str | None) -
     """Write a spec for DATA that trains as it stands.
 
     DATA is a file, a folder, a quoted pattern or a URI: CSV, Parquet, JSON lines, or a folder for each class with
-    images or .txt files in it. A sample of it is looked at. What was guessed, and why a column is left out, stands in
-    comments.
+    images, sounds or .txt files in it. A sample of it is looked at. What was guessed, and why a column is left out,
+    stands in comments. Texts are written where --target names a column of them.
     """
     from tidegate import draft
     from tidegate.data.sources import shown

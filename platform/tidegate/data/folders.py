@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 
 from tidegate.errors import DataError
 
-CONTENT = {"images": "image", "text": "text"}
+CONTENT = {"images": "image", "audio": "audio", "text": "text"}
 """The column that holds a file's bytes, by the format of the source."""
 LABEL, PATH = "label", "path"
 FILES_A_TABLE = 256

@@ -52,7 +52,7 @@ class SourceFile:
 def listing(source: Source, *, needs_classes: bool = True) -> list[SourceFile]:
     """The files of a source, sorted by path. Raises DataError when there are none or they cannot be listed.
 
-    With `needs_classes`, files of images or texts must lie in the folder of a class.
+    With `needs_classes`, files of images, sounds or texts must lie in the folder of a class.
     """
     try:
         filesystem, path = locate(source.path)

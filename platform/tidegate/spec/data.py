@@ -16,10 +16,11 @@ FORMATS = (
     TABLES
     | {f"{end}.gz": kind for end, kind in TABLES.items() if kind != "parquet"}
     | dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"), "images")
+    | dict.fromkeys((".wav", ".flac", ".ogg", ".mp3"), "audio")
     | {".txt": "text"}
 )
 """The format of a file by its ending, in lower case."""
-WRITTEN = "parquet, csv, jsonl, images or text"
+WRITTEN = "parquet, csv, jsonl, images, audio or text"
 
 
 def format_of(path: str) -> str:
@@ -31,11 +32,12 @@ def format_of(path: str) -> str:
 class Source(Part):
     """Files to read: path, directory, glob or URI. Relative paths start at the spec file; `$VARIABLES` are filled in.
 
-    `images` and `text` are a folder for each class with files in it: columns `image` or `text`, `label` and `path`.
+    `images`, `audio` and `text` are a folder for each class with files in it: columns `image`, `audio` or `text`, and
+    `label` and `path`.
     """
 
     path: str = Field(min_length=1)
-    format: Literal["parquet", "csv", "jsonl", "images", "text"] | None = None
+    format: Literal["parquet", "csv", "jsonl", "images", "audio", "text"] | None = None
 
     def resolved_format(self) -> str:
         """The format given, else the one the path's ending tells. Empty when neither does."""
