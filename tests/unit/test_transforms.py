@@ -626,8 +626,8 @@ def test_columns_apply_each_transform_by_name() -> None:
         "note": (3, 4),
         length_key("note"): (3, 1),
     }
-    with pytest.raises(ValueError, match="no transform for 'audio'"):
-        transform("x", {"type": "audio"})
+    with pytest.raises(ValueError, match="no transform for 'video'"):
+        transform("x", {"type": "video"})
 
 
 def test_states_are_the_same_bytes_each_time() -> None:
