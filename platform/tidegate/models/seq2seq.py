@@ -20,6 +20,10 @@ from tidegate.spec import model as spec
 from tidegate.transforms.base import Feature, length_key
 from tidegate.transforms.tokens import END, PAD, START
 
+TOKEN_SPREAD, POSITION_SPREAD = 1.0, 0.5
+"""Deviations of initial embeddings. With small ones, what attention adds at first drowns the letters themselves: after
+two epochs of a quarter of CMUdict 64 words in 100 were wrong, with these 56."""
+
 
 class Seq2Seq(nn.Module):
     """`source` and `written`: embeddings of the tokens read and answered; `encoder`, `decoder`, and `head`."""
@@ -40,7 +44,7 @@ class Seq2Seq(nn.Module):
         self.head = nn.Linear(options.width, target.cardinality)
         initialise(self, options.init)
         for table in (self.source, self.written):
-            nn.init.normal_(table.weight, std=options.width**-0.5)
+            nn.init.normal_(table.weight, std=TOKEN_SPREAD)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Codes int64 `[rows, longest]`; where the target is given too, minus its log likelihood: float32 `[rows]`."""
@@ -132,7 +136,7 @@ class AttentionEncoder(nn.Module):
             width, options.heads, 4 * width, options.dropout, activation="gelu", batch_first=True, norm_first=True
         )
         self.layers = nn.TransformerEncoder(layer, options.layers, nn.LayerNorm(width), enable_nested_tensor=False)
-        nn.init.normal_(self.positions.weight, std=width**-0.5)
+        nn.init.normal_(self.positions.weight, std=POSITION_SPREAD)
 
     def forward(self, embedded: Tensor, lengths: Tensor, padding: Tensor) -> tuple[Tensor, State]:
         places = torch.arange(embedded.shape[1], device=embedded.device)
@@ -148,7 +152,7 @@ class AttentionDecoder(nn.Module):
         self.positions = nn.Embedding(longest, options.width)
         self.layers = nn.ModuleList(DecoderLayer(options) for _ in range(options.layers))
         self.norm = nn.LayerNorm(options.width)
-        nn.init.normal_(self.positions.weight, std=options.width**-0.5)
+        nn.init.normal_(self.positions.weight, std=POSITION_SPREAD)
 
     def forward(self, embedded: Tensor, state: State, memory: Tensor, padding: Tensor) -> tuple[Tensor, State]:
         """`embedded` and the answer `[rows, steps, width]`; the state is a layer's `[rows, steps seen, width]`."""
