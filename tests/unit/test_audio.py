@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers.audio_utils import mel_filter_bank, spectrogram
 
 from tidegate.content import Sound, objects
@@ -116,5 +118,14 @@ def test_the_problem_of_each_sound_that_does_not_fit() -> None:
     made = fitted([whole])
     with pytest.raises(RequestError, match="x, row 1: the bytes are no readable sound"):
         made.apply(objects([whole, b"rubbish"]))
-    with pytest.raises(RequestError, match="not finite"):
+    with pytest.raises(RequestError, match="far outside -1 to 1"):
         made.apply(objects([Sound(np.array([np.nan, 0.0], np.float32), RATE)]))
+
+
+@given(st.sampled_from(["WAV", "FLAC", "OGG"]), st.data())
+def test_damaged_files_are_refused_or_heard(kind: str, data: st.DataObject) -> None:
+    file = bytearray(encoded(dialled("12"), kind=kind))
+    for _ in range(data.draw(st.integers(1, 9))):
+        file[data.draw(st.integers(0, len(file) - 1) | st.integers(0, 60))] = data.draw(st.integers(0, 255))
+    values, found = read(pa.array([bytes(file[: data.draw(st.integers(0, len(file)) | st.just(len(file)))])]))
+    assert found[0] is not None or np.isfinite(values[0][0]).all()

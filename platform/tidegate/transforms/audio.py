@@ -19,6 +19,8 @@ from tidegate.transforms.number import fixed_lists
 from tidegate.transforms.series import SeriesTransform, standardising
 
 BLOCK_SAMPLES = 65_536
+LOUDEST = 8.0
+"""Recordings go a little beyond 1; samples that were not brought to -1 to 1 go far beyond."""
 
 
 class AudioColumn:
@@ -107,8 +109,8 @@ class Spectra:
             raise ValueError("the sound holds no sample")
         if len(samples) > self.max_seconds * rate:
             raise ValueError(_too_long(len(samples) / rate, self.max_seconds))
-        if not np.isfinite(samples).all():
-            raise ValueError("the sound holds a sample that is not finite")
+        if not (np.abs(samples) <= LOUDEST).all():
+            raise ValueError("the sound holds a sample far outside -1 to 1, or none at all")
         if rate != self.sampling_rate:
             samples = _libraries()[1].resample(samples, rate, self.sampling_rate)
         return log_mel(samples, self.sampling_rate, self.mels)
