@@ -7,7 +7,7 @@ FP32, which holds all of its values. What does not fit is a `RequestError`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,28 +57,30 @@ def _element(value: str | bytes) -> bytes:
 
 def _read_texts(data: Buffer, count: int, where: str) -> Array:
     texts = np.empty(count, dtype=object)
-    for index, element in enumerate(read_elements(data, count, where)):
+    for index, element in enumerate(_elements(data, count, where)):
         texts[index] = _text(element, where, index)
     return texts
 
 
 def read_elements(data: Buffer, count: int, where: str) -> list[bytes]:
     """The elements of a `BYTES` tensor as they are."""
+    return [bytes(element) for element in _elements(data, count, where)]
+
+
+def _elements(data: Buffer, count: int, where: str) -> Iterator[memoryview]:
     view = memoryview(data)
     # Each element takes at least its length: a count beyond that need not be tried.
     if count * _LENGTH_BYTES > len(view):
         raise _cut_off(where, count)
-    elements = []
     place = 0
     for _ in range(count):
         start = place + _LENGTH_BYTES
         place = start + int.from_bytes(view[place:start], "little")
         if start > len(view) or place > len(view):
             raise _cut_off(where, count)
-        elements.append(bytes(view[start:place]))
+        yield view[start:place]
     if place != len(view):
         raise RequestError(f"{where} has {len(view) - place} bytes after its last element", expected="none")
-    return elements
 
 
 def _cut_off(where: str, count: int) -> RequestError:
@@ -87,7 +89,7 @@ def _cut_off(where: str, count: int) -> RequestError:
     )
 
 
-def _text(data: bytes, where: str, index: int) -> str:
+def _text(data: memoryview, where: str, index: int) -> str:
     try:
         return str(data, "utf-8")
     except UnicodeDecodeError as error:

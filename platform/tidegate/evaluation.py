@@ -9,10 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tidegate import sequence_evaluation
 from tidegate.errors import DataError, TrainingError
 from tidegate.metrics import Task, of_task, text, texts_apart
-from tidegate.sequence_evaluation import Mistake
+from tidegate.sequence_evaluation import Mistake, Written
 from tidegate.transforms.target import TargetTransform
 from tidegate.transforms.target_text import TextTargetTransform
 
@@ -73,17 +72,15 @@ class Bound(Protocol):
 def measured(target: TargetTransform, outputs: Tensor, targets: Tensor) -> dict[str, float]:
     """All metrics of what `validation.outputs` gives. Errors as in `compute`."""
     if isinstance(target, TextTargetTransform):
-        surprise, answered = sequence_evaluation.parted(_present(outputs))
-        return sequence_evaluation.compute(target.tokens, surprise, answered, targets.numpy())
+        return Written.of(target.tokens, _present(outputs), targets).metrics()
     return compute(target.task, *in_unit(target, outputs, targets), of_task(target.task))
 
 
 def reported(target: TargetTransform, outputs: Tensor, targets: Tensor) -> Report:
     """The report on what `validation.outputs` gives. Errors as in `compute`."""
     if isinstance(target, TextTargetTransform):
-        metrics, (_, answered) = measured(target, outputs, targets), sequence_evaluation.parted(outputs)
-        wrong = sequence_evaluation.mistakes(target.tokens, answered, targets.numpy())
-        return Report(target.task, len(targets), metrics, (), [], None, wrong)
+        written = Written.of(target.tokens, _present(outputs), targets)
+        return Report(target.task, len(targets), written.metrics(), (), [], None, written.mistakes())
     return report(target.task, *in_unit(target, outputs, targets), classes=target.classes)
 
 

@@ -34,11 +34,11 @@ def alike(ask: Ask) -> Ask:
     return asked
 
 
-def grouped(inputs: Columns) -> list[tuple[list[int], Columns]]:
+def grouped(inputs: Columns) -> list[tuple[Sequence[int], Columns]]:
     """The rows of each size, and their inputs; all of them as they are where none is ragged."""
     names = [name for name, array in inputs.items() if is_ragged(array)]
     if not names:
-        return [(list(range(len(next(iter(inputs.values()))))), inputs)]
+        return [(range(len(next(iter(inputs.values())))), inputs)]
     places: defaultdict[tuple[tuple[int, ...], ...], list[int]] = defaultdict(list)
     for row, values in enumerate(zip(*(inputs[name] for name in names), strict=True)):
         places[tuple(value.shape for value in values)].append(row)

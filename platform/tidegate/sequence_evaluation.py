@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tidegate.transforms.base import Array
 from tidegate.transforms.tokens import PAD, Tokens
 
 MISTAKES_KEPT = 20
@@ -22,31 +20,41 @@ class Mistake:
     answered: str
 
 
-def compute(tokens: Tokens, surprise: Tensor, answered: Array, targets: Array) -> dict[str, float]:
-    """Metrics of codes `[rows, length]`; `surprise` `[rows]` is minus the log likelihood of each target.
+@dataclass(frozen=True)
+class Written:
+    """What was to be written and what was, `[rows]` each, and minus the log likelihood of all `tokens` expected."""
 
-    `wer` and `cer`: substitutions, insertions and deletions of words (parted by white space) and of letters, divided by
-    those expected (Levenshtein 1966). `ser`: texts that are not right in every letter. `loss`: nats a token.
-    """
-    from torchmetrics.functional.text import char_error_rate, word_error_rate
+    expected: list[str]
+    answered: list[str]
+    surprise: float
+    tokens: int
 
-    expected, found = tokens.texts(targets), tokens.texts(answered)
-    wrong = sum(one != other for one, other in zip(expected, found, strict=True))
-    # torchmetrics sums edit distances in single precision, exact up to 2^24.
-    return {
-        "wer": float(word_error_rate(found, expected)),
-        "cer": float(char_error_rate(found, expected)),
-        "ser": wrong / len(expected),
-        "loss": float(surprise.double().sum()) / int((targets != PAD).sum()),
-    }
+    @classmethod
+    def of(cls, tokens: Tokens, outputs: Tensor, targets: Tensor) -> Written:
+        """From what `validation.outputs` has of a sequence model: surprises, and codes `[rows, length]`."""
+        answered = tokens.texts(outputs[:, 1:].to(torch.int64).numpy())
+        surprise = float(outputs[:, 0].double().sum())
+        return cls(tokens.texts(targets.numpy()), answered, surprise, int((targets != PAD).sum()))
 
+    def metrics(self) -> dict[str, float]:
+        """`wer` and `cer`: substitutions, insertions and deletions of words (parted by white space) and of letters,
+        divided by those expected (Levenshtein 1966). `ser`: texts that are not right in every letter. `loss`: nats a
+        token.
+        """
+        from torchmetrics.functional.text import char_error_rate, word_error_rate
 
-def mistakes(tokens: Tokens, answered: Array, targets: Array) -> tuple[Mistake, ...]:
-    """The first rows that were answered wrongly."""
-    pairs: Sequence[tuple[str, str]] = list(zip(tokens.texts(targets), tokens.texts(answered), strict=True))
-    return tuple(Mistake(*pair) for pair in pairs if pair[0] != pair[1])[:MISTAKES_KEPT]
+        # torchmetrics sums edit distances in single precision, exact up to 2^24.
+        return {
+            "wer": float(word_error_rate(self.answered, self.expected)),
+            "cer": float(char_error_rate(self.answered, self.expected)),
+            "ser": len(self._wrong()) / len(self.expected),
+            "loss": self.surprise / self.tokens,
+        }
 
+    def mistakes(self) -> tuple[Mistake, ...]:
+        """The first rows that were answered wrongly."""
+        return tuple(Mistake(*pair) for pair in self._wrong()[:MISTAKES_KEPT])
 
-def parted(outputs: Tensor) -> tuple[Tensor, Array]:
-    """What `validation.outputs` has of a sequence model: surprises `[rows]`, and codes `[rows, length]`."""
-    return outputs[:, 0], outputs[:, 1:].to(torch.int64).numpy()
+    def _wrong(self) -> list[tuple[str, str]]:
+        pairs = zip(self.expected, self.answered, strict=True)
+        return [pair for pair in pairs if pair[0] != pair[1]]

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tidegate.errors import TrainingError
 from tidegate.models.initialise import initialise
+from tidegate.models.pre_norm import pre_norm_encoder
 from tidegate.spec import model as spec
 from tidegate.transforms.base import Feature, length_key
 from tidegate.transforms.tokens import END, NEVER_ANSWERED, PAD
@@ -112,10 +113,7 @@ class AttentionEncoder(nn.Module):
         super().__init__()
         width = options.width
         self.positions = nn.Embedding(longest, width)
-        layer = nn.TransformerEncoderLayer(
-            width, options.heads, 4 * width, options.dropout, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerEncoder(layer, options.layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.layers = pre_norm_encoder(width, options.heads, options.layers, options.dropout, nn.LayerNorm(width))
         nn.init.normal_(self.positions.weight, std=0.02)
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from tidegate.errors import SpecError
@@ -30,9 +30,7 @@ def begin(table: Tensor, options: Embeddings, vocabulary: Mapping[str, int]) -> 
     folder = Path(options.path)
     try:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        pieces = _largest(folder / WEIGHTS, json.loads((folder / CONFIG).read_text())["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise _unusable(options, str(error)) from None
+        pieces = _word_embeddings(folder / WEIGHTS, json.loads((folder / CONFIG).read_text())["vocab_size"])
     except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more particular
         raise _unusable(options, str(error)) from None
     if pieces.shape[1] != table.shape[1]:
@@ -48,8 +46,8 @@ def begin(table: Tensor, options: Embeddings, vocabulary: Mapping[str, int]) -> 
                 table[code] = pieces[known].mean(dim=0)
 
 
-def _largest(path: Path, size: int) -> Tensor:
-    """The embeddings among the weights: the matrix of a row for each piece, by its name."""
+def _word_embeddings(path: Path, size: int) -> Tensor:
+    """The embeddings among the weights, by their name: a row for each piece."""
     with safe_open(path, "pt") as file:
         names = [name for name in file.keys() if name.endswith("word_embeddings.weight")]  # noqa: SIM118
         if len(names) != 1:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from tidegate.models.initialise import initialise
+from tidegate.models.pre_norm import pre_norm_encoder
 from tidegate.spec import model as spec
 from tidegate.transforms.base import Feature, length_key
 
@@ -73,10 +74,7 @@ class Attention(nn.Module):
         self.first = nn.Linear(channels, width)
         # Counted from the end: the last step is the last one in windows of any length.
         self.positions = nn.Embedding(longest, width)
-        layer = nn.TransformerEncoderLayer(
-            width, options.heads, 4 * width, options.dropout, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerEncoder(layer, options.layers, enable_nested_tensor=False)
+        self.layers = pre_norm_encoder(width, options.heads, options.layers, options.dropout)
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.positions.weight, std=0.02)
 

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tidegate.models.beam_search import State, beam_search
 from tidegate.models.initialise import initialise
+from tidegate.models.pre_norm import pre_norm_encoder
 from tidegate.spec import model as spec
 from tidegate.transforms.base import Feature, length_key
 from tidegate.transforms.tokens import END, PAD, START
@@ -132,10 +133,7 @@ class AttentionEncoder(nn.Module):
         width = options.width
         self.depth = options.layers
         self.positions = nn.Embedding(longest, width)
-        layer = nn.TransformerEncoderLayer(
-            width, options.heads, 4 * width, options.dropout, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerEncoder(layer, options.layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.layers = pre_norm_encoder(width, options.heads, options.layers, options.dropout, nn.LayerNorm(width))
         nn.init.normal_(self.positions.weight, std=POSITION_SPREAD)
 
     def forward(self, embedded: Tensor, lengths: Tensor, padding: Tensor) -> tuple[Tensor, State]:

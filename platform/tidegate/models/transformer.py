@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tidegate.models.initialise import initialise
+from tidegate.models.pre_norm import pre_norm_encoder
 from tidegate.spec import model as spec
 from tidegate.transforms.base import Feature, length_key
 from tidegate.transforms.text import PAD
@@ -25,10 +26,7 @@ class Transformer(nn.Module):
         # Embeddings from elsewhere have a width of their own.
         self.narrowed = nn.Linear(own, width, bias=False) if options.embeddings else nn.Identity()
         self.positions = nn.Embedding(self.feature.shape[0], width)
-        layer = nn.TransformerEncoderLayer(
-            width, options.heads, 4 * width, options.dropout, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.encoder = nn.TransformerEncoder(layer, options.layers, enable_nested_tensor=False)
+        self.encoder = pre_norm_encoder(width, options.heads, options.layers, options.dropout)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(options.dropout)
         self.head = nn.Linear(width, outputs)

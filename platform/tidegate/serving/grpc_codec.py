@@ -69,7 +69,8 @@ def parse_request(request: Any, signature: Signature, *, max_rows: int) -> Infer
 def _input(tensor: Any, spec: TensorSpec, max_rows: int, raw: bytes | None) -> Array:
     where = f'Input "{tensor.name}"'
     item: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
-    item["parameters"] = {name: _value(value) for name, value in tensor.parameters.items()}
+    if spec.content:
+        item["parameters"] = {name: _value(value) for name, value in tensor.parameters.items()}
     given = [field.name for field, _ in tensor.contents.ListFields()]
     if raw is not None:
         if given:

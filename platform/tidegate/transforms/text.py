@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,14 +83,20 @@ class TextTransform:
 
 
 def _empty_tokenizer(kind: str) -> Any:
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     model = models.BPE(unk_token=SPECIAL[UNKNOWN]) if kind == "bpe" else models.WordLevel(unk_token=SPECIAL[UNKNOWN])
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    letters = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.pre_tokenizer = letters if kind == "character" else pre_tokenizers.Whitespace()
+    tokenizer.pre_tokenizer = letters() if kind == "character" else pre_tokenizers.Whitespace()
     return tokenizer
+
+
+def letters() -> Any:
+    """Cuts a text into its letters, white space among them."""
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
 
 
 def _trained(spec: TextInput, counts: dict[str, int]) -> Any:
@@ -99,11 +105,11 @@ def _trained(spec: TextInput, counts: dict[str, int]) -> Any:
     tokenizer = _empty_tokenizer(spec.tokenizer)
     kind = trainers.BpeTrainer if spec.tokenizer == "bpe" else trainers.WordLevelTrainer
     trainer = kind(vocab_size=spec.vocab_size, special_tokens=SPECIAL, show_progress=False, min_frequency=2)
-    tokenizer.train_from_iterator(_repeated(counts), trainer=trainer)
+    tokenizer.train_from_iterator(repeated(counts), trainer=trainer)
     return tokenizer
 
 
-def _repeated(counts: dict[str, int]) -> Iterable[list[str]]:
+def repeated(counts: Mapping[str, int]) -> Iterable[list[str]]:
     """The words as often as they occur, in a fixed order: the trainer only counts them."""
     for word in sorted(counts):
         for start in range(0, counts[word], 1000):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tidegate.transforms.base import Array
+from tidegate.transforms.text import letters, repeated
 
 if TYPE_CHECKING:
     from tidegate.spec.data import TextTarget
@@ -70,7 +71,7 @@ def learned(spec: TextTarget, pieces: Mapping[str, int]) -> dict[str, Any]:
         )
         # The pieces are cut and written as bytes already.
         cutter, tokenizer.pre_tokenizer = tokenizer.pre_tokenizer, pre_tokenizers.WhitespaceSplit()
-        tokenizer.train_from_iterator(_repeated(pieces), trainer=trainer)
+        tokenizer.train_from_iterator(repeated(pieces), trainer=trainer)
         tokenizer.pre_tokenizer = cutter
     else:
         wanted = sorted(pieces, key=lambda piece: (-pieces[piece], piece))[: spec.vocab_size - len(SPECIAL)]
@@ -81,7 +82,7 @@ def learned(spec: TextTarget, pieces: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _untrained(spec: TextTarget) -> Any:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     if spec.tokenizer == "bpe":
         tokenizer = Tokenizer(models.BPE())
@@ -94,13 +95,6 @@ def _untrained(spec: TextTarget) -> Any:
     if spec.tokenizer == "word":
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        tokenizer.pre_tokenizer = letters()
         tokenizer.decoder = decoders.Fuse()
     return tokenizer
-
-
-def _repeated(pieces: Mapping[str, int]) -> Any:
-    """The pieces as often as they occur, in a fixed order: the trainer only counts them."""
-    for piece in sorted(pieces):
-        for start in range(0, pieces[piece], 1000):
-            yield [piece] * min(1000, pieces[piece] - start)
