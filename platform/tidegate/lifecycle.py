@@ -37,7 +37,7 @@ from tidegate.spec import document
 from tidegate.spec.run import Spec
 from tidegate.told import Carrier, Told
 from tidegate.tracking import RunRecord
-from tidegate.training import control, trainer, validation
+from tidegate.training import control, enough_frames, trainer, validation
 from tidegate.training.checkpoint import Checkpoint, Checkpoints
 from tidegate.training.fit import Fit
 from tidegate.training.progress import News
@@ -188,6 +188,7 @@ def _run(
     # Once: what is registered is what was trained, even if a file changes meanwhile.
     code = code_of(spec.model)
     prepared = prepare(spec, say)
+    enough_frames.check(spec, prepared)
     say(f"training {spec.model.type} as run {name}")
     final = trainer.fit(spec, prepared, name, on_news=_logged(recorded, on_news), say=say, loop=loop, monitor=monitor)
     _complete(recorded, final.state["history"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ class Model(ABC):
     """A version, whatever it was made by. `predict` may be called from several threads."""
 
     module: nn.Module
+    any_length: Collection[str] = ()
+    """Inputs `[rows, steps, ...]` of which shorter rows may be filled up with NaN."""
 
     def __init__(self, document: Mapping[str, Any], digest: str) -> None:
         self.name, self.digest = str(document["name"]), digest
@@ -42,10 +44,6 @@ class Model(ABC):
 
         Raises RequestError for values the model cannot take.
         """
-
-    def aligned(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """The same inputs in shapes that those of other requests can be put beside."""
-        return inputs
 
     @abstractmethod
     def example(self, rows: int = 1) -> dict[str, Array]:
@@ -66,15 +64,13 @@ class Trained(Model):
         features = [column.feature for column in self.columns.transforms.values()]
         self.module = _filled(build(options, features, self.target.feature, seed=0, code=code), weights, device)
         self._device = device
+        self.any_length = self.columns.any_length
 
     def predict(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         arrays = self.columns.apply(inputs)
         with torch.inference_mode():
             outputs = self.module({name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()})
         return self.target.answers(outputs.float().cpu().numpy())
-
-    def aligned(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        return self.columns.aligned(inputs)
 
     def example(self, rows: int = 1) -> dict[str, Array]:
         return self.columns.example(rows)

@@ -15,9 +15,11 @@ from tidegate.errors import DataError, RequestError
 from tidegate.signature import DATATYPES, Signature, TensorSpec
 from tidegate.spec.data import ImageInput, TextInput
 from tidegate.tensors import Array, client_column
+from tidegate.transforms.arrow import files, flat_lists, is_binary
+from tidegate.transforms.audio import encoded
 from tidegate.transforms.base import fits, problems, shortened
 from tidegate.transforms.category import MISSING, to_labels
-from tidegate.transforms.image import ImageColumn, flat_lists
+from tidegate.transforms.image import ImageColumn
 from tidegate.transforms.number import to_numbers
 from tidegate.transforms.text import TextColumn
 
@@ -84,8 +86,8 @@ class InputReader:
             return _free(column, spec)
         if kind == "O":
             return _texts(column)
-        if _is_binary(column.type):
-            return self._images(column, spec)
+        if is_binary(files(column).type):
+            return self._images(files(column), spec)
         if not inner and kind in "iub":
             return _exact(column, DATATYPES[spec.datatype])
         values, found = to_numbers(flat_lists(column), math.prod(inner))
@@ -115,23 +117,19 @@ class InputReader:
         return pixels.astype(DATATYPES[spec.datatype]), found
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
 def _sounds(column: pa.Array) -> tuple[Array, Array]:
-    """Encoded sounds, also of structs that have them as `bytes`; the model decodes them."""
-    found, values = problems(len(column)), column.to_pylist()
-    for row, value in enumerate(values):
-        values[row] = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(values[row], bytes):
-            found[row] = "the sound is missing" if values[row] is None else "the sound is no bytes of a file"
-            values[row] = b""
+    """Encoded sounds, which the model decodes; samples with a rate become such."""
+    found, values = problems(len(column)), [b""] * len(column)
+    for row, item in enumerate(files(column).to_pylist()):
+        try:
+            values[row] = encoded(item)
+        except ValueError as error:
+            found[row] = str(error)
     return objects(values), found
 
 
 def _texts(column: pa.Array) -> tuple[Array, Array]:
-    values, found = TextColumn(TextInput(type="text")).read(column) if _is_binary(column.type) else to_labels(column)
+    values, found = TextColumn(TextInput(type="text")).read(column) if is_binary(column.type) else to_labels(column)
     texts = np.empty(len(column), dtype=object)
     texts[:] = values.to_pylist()
     return texts, found

@@ -78,7 +78,7 @@ def test_an_endpoint_answers_raw_rows_as_its_version_does(local: LocalCluster, k
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda row: client.predict(version.name, row), alone))
         for row, answer in zip(alone, answers, strict=True):
-            expected = model.predict(model.columns.aligned(shaped(model, row)))
+            expected = model.predict(shaped(model, row))
             assert answer.keys() == expected.keys()
             for name, array in expected.items():
                 if array.dtype.kind == "f":

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tidegate.errors import RequestError, UnavailableError
 from tidegate.serving import batching
@@ -160,6 +161,26 @@ def test_requests_of_other_shapes_or_types_go_by_themselves() -> None:
         assert values(await tasks[0]) == [2, 4]
         await batcher.close()
         assert model.batches == [[0], [1], [3], ["4"], [5, 6]]
+
+    run(test)
+
+
+def test_requests_of_any_length_share_a_pass_as_long_as_its_longest() -> None:
+    passes: list[NDArray[np.generic]] = []
+
+    def predict(inputs: Rows) -> Rows:
+        passes.append(inputs["x"])
+        return {"y": np.nansum(inputs["x"], axis=(1, 2))}
+
+    async def test() -> None:
+        batcher = Batcher(predict, 8, any_length=["x"])
+        sizes = [(1, 2, 2), (2, 5, 2), (1, 1, 2), (1, 2, 3)]
+        tasks = await submit_all(batcher, *({"x": np.ones(size)} for size in sizes))
+        assert [(await task)["y"].tolist() for task in tasks] == [[4.0], [10.0, 10.0], [2.0], [6.0]]
+        await batcher.close()
+        assert [array.shape for array in passes] == [(4, 5, 2), (1, 2, 3)]
+        assert np.isnan(passes[0][0, 2:]).all()
+        assert not np.isnan(passes[0][1:3]).any()
 
     run(test)
 
@@ -336,6 +357,11 @@ def test_a_quick_model_is_asked_on_the_loop_and_a_slow_one_is_not() -> None:
         pause = 2 * SLOW_S
         await ask_often(batcher, 2 * RECENT_PASSES)
         assert threads[-1].startswith("predict"), "it has become slow, and went back to its thread"
+        pause = 0.0
+        await ask_often(batcher, 3 * RECENT_PASSES)
+        assert threads[-1] == "MainThread"
+        await ask(batcher, {"x": np.asarray(["a text"], object)})
+        assert threads[-1].startswith("predict"), "how long a text or an image takes is not known"
         await batcher.close()
 
     asyncio.run(main())

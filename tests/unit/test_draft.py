@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -323,6 +324,38 @@ def test_a_folder_of_sounds(tmp_path: Path) -> None:
         path.write_bytes(tones.encoded(tones.dialled(keys)))
     _, spec = made(tmp_path / "calls")
     assert (spec.data.source.format, types(spec), spec.model.type) == ("audio", {"audio": "audio"}, "rnn")
+    assert first_outputs(spec)["train"].shape[1] == 2
+
+
+def test_images_and_sounds_as_hugging_face_has_them(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), (9, 99, 199)).save(buffer, "PNG")
+    labels = [["cat", "dog"][number % 2] for number in range(40)]
+    images = [{"bytes": buffer.getvalue(), "path": f"{number}.png"} for number in range(40)]
+    pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "images.parquet")
+    _, spec = made(tmp_path / "images.parquet")
+    assert (types(spec), spec.model.type, spec.data.inputs["image"].size) == ({"image": "image"}, "cnn", [4, 6])
+    assert first_outputs(spec)["train"].shape[1] == 2
+    sounds = [{"array": tones.dialled(keys).tolist(), "sampling_rate": tones.RATE} for keys in tones.numbers(40)]
+    pq.write_table(pa.table({"audio": sounds, "label": labels}), tmp_path / "sounds.parquet")
+    _, spec = made(tmp_path / "sounds.parquet")
+    assert (types(spec), spec.model.type) == ({"audio": "audio"}, "rnn")
+    assert first_outputs(spec)["train"].shape[1] == 2
+
+
+def test_lists_whose_first_row_is_missing(tmp_path: Path) -> None:
+    rows = [{"x": [0.5 * number, 1.0, 2.0] if number else None, "label": "ab"[number % 2]} for number in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "lists.parquet")
+    _, spec = made(tmp_path / "lists.parquet")
+    assert types(spec) == {"x": "number"}
+
+
+def test_categories_that_are_stored_by_number(tmp_path: Path) -> None:
+    kinds = pa.array([["red", "blue", "grey"][number % 3] for number in range(60)]).dictionary_encode()
+    labels = [["cat", "dog"][number % 2] for number in range(60)]
+    pq.write_table(pa.table({"colour": kinds, "label": labels}), tmp_path / "stored.parquet")
+    _, spec = made(tmp_path / "stored.parquet")
+    assert types(spec) == {"colour": "category"}
     assert first_outputs(spec)["train"].shape[1] == 2
 
 

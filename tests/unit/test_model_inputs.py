@@ -15,6 +15,7 @@ from PIL import Image
 from tidegate.errors import DataError
 from tidegate.model_inputs import InputReader
 from tidegate.signature import Signature, TensorSpec
+from tidegate.transforms.audio import decoded
 
 OUT = (TensorSpec("y", "FP32", (-1,)),)
 
@@ -122,5 +123,25 @@ def test_sounds_are_read_as_files() -> None:
         pa.table({"sound": pa.array([files[0], None], pa.binary())})
     )
     assert found.tolist() == [None, "sound: the sound is missing"]
-    _, found = InputReader(signature, ["sound"], "rows").read(pa.table({"sound": pa.array(["a.wav"])}))
-    assert found.tolist() == ["sound: the sound is no bytes of a file"]
+    _, found = InputReader(signature, ["sound"], "rows").read(pa.table({"sound": pa.array(["a.wav", ""])}))
+    assert found.tolist() == ["sound: the sound is neither bytes nor a list of samples"] * 2
+
+
+def test_samples_with_a_rate_become_files_of_the_same() -> None:
+    signature = Signature((TensorSpec("sound", "BYTES", (-1,), "audio"),), OUT)
+    samples = np.sin(np.arange(400) / 7).astype(np.float32)
+    column = pa.array([{"array": samples.tolist(), "sampling_rate": 8000}, {"array": [0.5], "sampling_rate": None}])
+    inputs, found = InputReader(signature, ["sound"], "rows").read(pa.table({"sound": column}))
+    heard = decoded(inputs["sound"][0], 1.0)
+    assert (heard.samples.tolist(), heard.sampling_rate) == (samples.tolist(), 8000)
+    assert found[1].startswith("sound: the samples come without a rate")
+
+
+def test_images_in_structs_are_read_as_files() -> None:
+    file = io.BytesIO()
+    Image.new("L", (2, 2), 200).save(file, "PNG")
+    signature = Signature((TensorSpec("image", "FP32", (-1, 2, 2, 1), "image"),), OUT)
+    column = pa.array([{"bytes": file.getvalue(), "path": "a.png"}, {"bytes": None, "path": "b.png"}])
+    inputs, found = InputReader(signature, ["image"], "rows").read(pa.table({"image": column}))
+    assert inputs["image"][0].reshape(-1).tolist() == [200.0] * 4
+    assert found.tolist() == [None, "image: the image is missing"]

@@ -97,20 +97,16 @@ def test_a_gap_is_no_end(hole: list[list[float]]) -> None:
         fitted(PLAIN, [[[1.0, 2.0]]]).apply(np.array([hole]))
 
 
-def test_requests_of_any_length_are_put_beside_each_other_without_a_difference() -> None:
-    series = fitted(TWO, [[[1.0, 10.0], [3.0, 30.0]], [[5.0, 50.0]]])
+def test_rows_may_be_filled_up_with_nan_without_a_difference() -> None:
     columns = Columns(
         {"x": {"type": "series", "max_length": 3, "channels": 2, "shift": [3.0, 30.0], "scale": [2.0, 5.0]}}
     )
-    asked = [np.array([[[1.0, 2.0]]]), np.array([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])]
-    aligned = [columns.aligned({"x": each})["x"] for each in asked]
-    assert [each.shape for each in aligned] == [(1, 3, 2), (1, 3, 2)]
-    together = columns.apply({"x": np.concatenate(aligned)})
+    assert columns.any_length == {"x"}
+    asked = [[[1.0, 2.0]], [[1.0, 2.0], [3.0, 4.0]]]
+    together = columns.apply({"x": np.array([asked[0] + [[np.nan, np.nan]], asked[1]])})
     for row, each in enumerate(asked):
-        for name, array in columns.apply({"x": each}).items():
+        for name, array in columns.apply({"x": np.array([each])}).items():
             assert np.array_equal(array[0], together[name][row])
-    too_long = np.zeros((1, 5, 2))
-    assert series.aligned(too_long).shape == (1, 5, 2)
 
 
 def test_an_example_is_as_long_as_can_be() -> None:

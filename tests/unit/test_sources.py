@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -106,6 +109,23 @@ def test_many_small_files_are_read_in_several_tasks(tmp_path: Path, monkeypatch:
         f"{label}/{number:02}.txt" for label in "ab" for number in range(20)
     )
     assert tables[0].column_names == ["label", "path"]
+
+
+def test_rows_that_become_large_are_brought_to_their_form_a_few_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"x": range(10)}), path)
+    source = Source(path=str(path))
+    units = [json.dumps(unit) for unit in sources._units(pafs.LocalFileSystem(), sources.listing(source), "parquet")]
+    seen: list[int] = []
+
+    def convert(table: pa.Table) -> pa.Table:
+        seen.append(len(table))
+        return table
+
+    read = sources.UnitReader(sources.Reader(source, ["x"]), convert, 4)
+    parts = list(read(pa.table({"unit": units})))
+    assert seen == [4, 4, 2]
+    assert pa.concat_tables(parts).column("x").to_pylist() == list(range(10))
 
 
 @pytest.mark.parametrize(

@@ -212,13 +212,14 @@ def tied(path: tuple[Any, ...]) -> tuple[str, ...]:
     """Keys that a rule ties to the key at `path`: a line may name them too."""
     text = written(path)
     if path[-1] == "type" and path[0] in ("data", "model"):
-        return (written(path[:-1]), "data.inputs", "model", *MEASURED)
+        return (written(path[:-1]), "data.inputs", "model", "train.compile", *MEASURED)
     groups: list[tuple[str, ...]] = [
         tuple(f"data.split.{key}" for key in ("train", "validation", "test", "stratify", "column")),
         ("train.shards", "train.workers.max", "train.workers.min"),
         ("train.workers.gpu", "train.workers.max"),
         ("train.optimizer.type", "train.optimizer.momentum"),
         ("model.width", "model.heads"),
+        ("model.type", "train.compile"),
         ("publish.endpoint.replicas.min", "publish.endpoint.replicas.max"),
         ("publish.endpoint.access.public", "publish.endpoint.access.tenants"),
         tuple(f"publish.endpoint.access.tenants.acme.{key}" for key in ("requests_per_s", "burst")),
@@ -666,6 +667,7 @@ def test_grouping_by_length_needs_an_input_of_any_length() -> None:
 def test_heads_of_a_forecast_are_those_of_its_transformer() -> None:
     forecast = changed(VALID["linear"], ("model",), {"type": "forecast", "encoder": "gru", "width": 6, "heads": 3})
     forecast["data"]["inputs"] = {"past": {"type": "series", "max_length": 5}}
+    forecast["train"]["compile"] = False
     assert any(
         line.startswith("model.heads: heads are given, but encoder 'gru' has none") for line in refusal(forecast)
     )
@@ -683,6 +685,17 @@ def test_heads_of_a_forecast_are_those_of_its_transformer() -> None:
     assert any(
         line.startswith("data.target.length: unknown key for data.target.type 'category'") for line in refusal(several)
     )
+
+
+@pytest.mark.parametrize(("model", "kind"), [("transformer", "text"), ("forecast", "series"), ("rnn", "series")])
+def test_what_is_cut_to_its_longest_row_is_not_compiled(model: str, kind: str) -> None:
+    spec = changed(VALID["linear"], ("model",), {"type": model})
+    spec["data"]["inputs"] = {"x": {"type": kind, "max_length": 5}}
+    lines = refusal(spec)
+    sentence = f"model type {model} has another shape in every batch, and would be compiled for each"
+    cut = [f"train.compile: {sentence}; leave it out", f"model.type: {sentence}"]
+    assert lines == (cut if model != "rnn" else [])
+    assert refusal(changed(spec, ("train", "compile"), False)) == []
 
 
 def test_models_that_write_texts() -> None:

@@ -18,7 +18,7 @@ from tidegate.evaluation_text import render
 from tidegate.spec.data import TextTarget
 from tidegate.transforms.target import target_column, target_transform
 from tidegate.transforms.target_text import TextTargetTransform
-from tidegate.transforms.tokens import END, PAD, START
+from tidegate.transforms.tokens import END, PAD, SPECIAL, START
 
 # Without what Python and the tokenizer disagree about whether it is white space.
 LETTERS = st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp", "Zs")) | st.just(" ")
@@ -55,7 +55,7 @@ def test_the_most_frequent_tokens_are_kept_and_others_are_unknown() -> None:
     made = fitted("word", [f"w{number}" for number in range(400)] + ["often often"], vocab_size=300)
     assert made.tokens.size == 300
     codes = made.apply(np.array(["often w399 w0"], object))
-    assert made.answers(codes)["said"].tolist() == ["often [UNK] w0"]
+    assert made.answers(codes)["said"].tolist() == ["often \N{REPLACEMENT CHARACTER} w0"]
 
 
 def test_what_comes_after_the_end_is_no_text() -> None:
@@ -69,9 +69,38 @@ def test_problems_of_texts() -> None:
     column = target_column(TextTarget(column="said", type="text", max_length=3, tokenizer="word"))
     _, found = column.read(pa.array(["a", " ", None]))
     assert found.tolist() == [None, "the text is empty", "the text is missing"]
-    made = fitted("word", ["a b"], max_length=3)
-    with pytest.raises(RequestError, match=r"4 tokens; expected at most 3; raise data\.target\.max_length"):
-        made.apply(np.array(["a b a b"], object))
+
+
+@pytest.mark.parametrize("tokenizer", ["word", "character", "bpe"])
+def test_a_text_that_is_too_long(tokenizer: Any) -> None:
+    column = target_column(TextTarget(column="said", type="text", max_length=3, tokenizer=tokenizer))
+    _, found = column.read(pa.array(["abc", "a b c d"]))
+    long = {"word": 4, "character": 7}.get(tokenizer)
+    # How many pieces words have is known when they have been learned.
+    assert found.tolist() == [None, f"the text has {long} tokens, more than max_length 3" if long else None]
+    made = fitted(tokenizer, ["a b"], max_length=3)
+    told = r"tokens, 'a b c d'; expected at most 3; raise data\.target\.max_length"
+    with pytest.raises(RequestError, match=told):
+        made.apply(np.array(["a b c d"], object))
+
+
+SPOKEN = ["[PAD] a", "say [END] now", "[UNK]", *(f"{name} a" for name in SPECIAL), "a", "[START]"]
+
+
+@pytest.mark.parametrize("tokenizer", ["word", "character", "bpe"])
+def test_texts_that_have_the_names_of_special_tokens(tokenizer: Any) -> None:
+    made = fitted(tokenizer, SPOKEN, max_length=100)
+    codes = made.apply(np.array(SPOKEN, object))
+    assert codes.max() < made.tokens.size
+    assert made.answers(codes)["said"].tolist() == SPOKEN
+    ends = (codes != PAD).sum(axis=1)
+    assert [int((row[:end] == PAD).sum()) for row, end in zip(codes, ends, strict=True)] == [0] * len(SPOKEN)
+
+
+def test_a_letter_that_is_not_known_is_one_error() -> None:
+    made = fitted("character", ["cafe", "tea"])
+    targets = torch.from_numpy(made.apply(np.array(["café"], object)))
+    assert evaluation.measured(made, outputs_of(made, ["cafe"], [1.0]), targets)["cer"] == 1 / 4
 
 
 def outputs_of(made: TextTargetTransform, answers: list[str], surprise: list[float]) -> torch.Tensor:

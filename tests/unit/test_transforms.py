@@ -16,10 +16,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import TypeAdapter
 from sklearn.datasets import load_diabetes, load_digits, load_iris
+from tokenizers import Tokenizer
 
+from tidegate.content import objects
 from tidegate.data.prepared import column_array
 from tidegate.errors import RequestError
 from tidegate.spec.data import (
@@ -34,7 +36,7 @@ from tidegate.spec.data import (
 from tidegate.transforms.base import Array, Feature, length_key, merged_moments, moments
 from tidegate.transforms.columns import Columns, canonical, transform
 from tidegate.transforms.target import TargetTransform, target_column, target_transform
-from tidegate.transforms.text import PAD, UNKNOWN
+from tidegate.transforms.text import PAD, UNKNOWN, first_codes
 
 NUMBER = NumberInput(type="number")
 
@@ -370,6 +372,30 @@ def test_tokenizers_are_the_same_in_every_process() -> None:
     assert 300 < sizes[0] <= 600
 
 
+def test_texts_that_name_special_tokens_are_texts() -> None:
+    fit = transform("x", fitted(TextInput(type="text", max_length=12), [*SENTENCES, "[ pad ] unk [ pad ]"]))
+    named, spaced = (fit.apply(np.array([text], object))["x"].tolist() for text in ("[PAD] [UNK]", "[ pad ] [ unk ]"))
+    assert named == spaced
+    assert named[0][0] not in (PAD, UNKNOWN)
+
+
+PIECES = ["the", "cat", "dog's", "\u3042\u3044\u3046\u3048", "   ", "\n", "e\u0301te\u0301", "x" * 500, "!!", "[UNK]"]
+
+
+@pytest.mark.parametrize("kind", ["word", "character", "bpe"])
+@given(
+    st.lists(st.tuples(st.sampled_from(PIECES), st.integers(1, 400)), min_size=1, max_size=12), st.sampled_from(" |")
+)
+@settings(max_examples=50, deadline=None)
+def test_the_first_tokens_of_a_long_text_are_those_of_the_whole(
+    kind: Any, runs: list[tuple[str, int]], between: str
+) -> None:
+    tokenizer = Tokenizer.from_str(json.dumps(LONG[kind]["tokenizer"]))
+    text = between.strip("|").join(piece for piece, times in runs for _ in range(times))
+    (found,) = first_codes(tokenizer, [text], 40)
+    assert found == tokenizer.encode(text).ids[:40]
+
+
 def test_the_problem_of_each_text_that_does_not_fit() -> None:
     assert read(TextInput(type="text"), pa.array(["a", "", None]))[1] == [None, None, "the text is missing"]
     assert read(TextInput(type="text"), pa.array([12345]))[1] == ["12345 is no text"]
@@ -386,6 +412,10 @@ def test_any_text_becomes_codes(texts: list[str]) -> None:
     assert ((result["x"] >= 0) & (result["x"] < fit.feature.cardinality)).all()
 
 
+LONG = {
+    kind: fitted(TextInput(type="text", tokenizer=kind, vocab_size=300), [*SENTENCES, " ".join(PIECES * 2)])
+    for kind in ("word", "character", "bpe")
+}
 STATE = fitted(TextInput(type="text", vocab_size=300, max_length=16), SENTENCES)
 
 
@@ -442,6 +472,59 @@ def test_encoded_images_are_brought_to_size_and_channels() -> None:
     rgba.save(buffers[1], "PNG")
     _, found = read(spec, pa.array([buffer.getvalue() for buffer in buffers]))
     assert found == [None] * 2
+
+
+def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_sixteen_bits_are_scaled_and_not_cut_off() -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    spec = ImageInput(type="image", size=[8, 8], channels=1)
+    values, _ = read(spec, pa.array([file_of(Image.fromarray(ramp))]))
+    assert values.reshape(8, 8).tolist() == (ramp >> 8).tolist()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_seen_upright(orientation: int) -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(6, 4) * 10
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    file = file_of(Image.fromarray(pixels), exif=tags.tobytes())
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(file))))
+    spec = ImageInput(type="image", size=list(upright.shape), channels=1)
+    values, found = read(spec, pa.array([file]))
+    assert found == [None]
+    assert values.reshape(upright.shape).tolist() == upright.tolist()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_can_be_seen_through_is_white(mode: str) -> None:
+    """Black on nothing, as icons are: without its transparency there would be nothing to see."""
+    shape = np.zeros((8, 8, 4), np.uint8)
+    shape[2:6, 2:6, 3] = 255
+    drawn = Image.fromarray(shape, "RGBA")
+    if mode == "P":
+        palette = Image.fromarray((shape[..., 3] == 0).astype(np.uint8), "P")
+        palette.putpalette([0] * 6)
+        file = file_of(palette, transparency=1)
+    else:
+        file = file_of(drawn.convert(mode))
+    for channels in (1, 3):
+        values, _ = read(ImageInput(type="image", size=[8, 8], channels=channels), pa.array([file]))  # type: ignore[arg-type]
+        found = values.reshape(8, 8, channels)
+        assert (found[2:6, 2:6] == 0).all()
+        assert (found[:2] == 255).all()
+
+
+def test_few_bytes_of_many_pixels_are_not_decoded() -> None:
+    large = file_of(Image.new("L", (5000, 5000)))
+    made = transform("x", fitted(ImageInput(type="image", size=[2, 2], channels=1), [[0.0] * 4]))
+    assert len(made.apply(objects([large] * 2))["x"]) == 2
+    with pytest.raises(RequestError, match="the images of x have more than 64000000 pixels together; send fewer"):
+        made.apply(objects([large] * 3))
 
 
 def bomb() -> bytes:

@@ -38,7 +38,8 @@ def finish(
             raise DataError(
                 f"the {record['split']} split holds what the transforms fitted on the training split cannot take: "
                 f"{record['unfit']}",
-                remedy="correct the data; for a category, `unknown: bucket` takes values that are new",
+                remedy=record["remedy"]
+                or "correct the data; for a category, `unknown: bucket` takes values that are new",
             )
     return {
         split: [{key: r[key] for key in ("name", "rows", "bytes")} for r in records if r["split"] == split]
@@ -63,7 +64,7 @@ class Finisher:
             try:
                 record["bytes"] = self._write(record, values)
             except RequestError as error:
-                record["unfit"] = str(error)
+                record |= {"unfit": str(RequestError(error.happened, expected=error.expected)), "remedy": error.remedy}
         staged.unlink()
         return {"item": json.dumps(record)}
 

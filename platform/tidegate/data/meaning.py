@@ -12,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from tidegate.transforms.arrow import files, is_binary, is_list
 from tidegate.transforms.base import Array, fits, shortened
 from tidegate.transforms.category import to_labels
-from tidegate.transforms.number import GAPS, is_list, to_numbers
+from tidegate.transforms.number import GAPS, to_numbers
 
 NAME = re.compile(r"([^_]|_[^_]).*", re.DOTALL)
 DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}( .*)?|\d{4}/\d{1,2}/\d{1,2}( .*)?")
@@ -56,16 +57,19 @@ def meaning(name: str, column: pa.Array) -> Meaning:
     """What a column seems to mean as an input."""
     if not _is_name(name):
         return Meaning(A_NAME)
-    column, kind = _plain(column), column.type
+    column = _plain(column)
+    kind = column.type
     known = column.drop_null()
     if not len(known):
         return Meaning("no value in any row")
     if pa.types.is_temporal(kind):
         return Meaning("dates and times are no inputs; derive numbers from them")
-    if _is_bytes(kind):
+    if is_binary(kind):
         return _encoded_sounds(known) or _encoded_images(known)
     if is_list(kind):
         return _lists(name, column, known)
+    if pa.types.is_struct(kind) and {"array", "sampling_rate"} <= set(kind.names):
+        return _sampled_sounds(known)
     if pa.types.is_boolean(kind):
         return _category(column, known)
     if _is_number(kind):
@@ -157,16 +161,18 @@ def _only(known: pa.Array) -> str:
 
 def says_the_same(column: pa.Array, target: pa.Array) -> bool:
     """Whether each value of a column goes with one class and each class with one value: an input would give it away."""
-    both = [tuple(pair) for pair in zip(_plain(column).to_pylist(), _plain(target).to_pylist(), strict=True)]
-    if any(isinstance(value, (list, dict)) for value, _ in both[:1]):
+    column = _plain(column)
+    if pa.types.is_nested(column.type):
         return False
+    both = list(zip(column.to_pylist(), _plain(target).to_pylist(), strict=True))
     pairs = set(both)
     ways = len({value for value, _ in pairs}), len({label for _, label in pairs})
     return 2 <= len(pairs) == ways[0] == ways[1] <= len(both) // 5
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Without dictionaries and other ways to store the same values."""
+    """Without dictionaries, structs about files and other ways to store the same values."""
+    column = files(column)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
@@ -176,10 +182,6 @@ def _plain(column: pa.Array) -> pa.Array:
 
 def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _numbers(column: pa.Array) -> Array | None:
@@ -346,6 +348,16 @@ def _encoded_sounds(known: pa.Array) -> Meaning | None:
             continue
     if len(seconds) < NEARLY_ALL * len(some):
         return Meaning("bytes that are no WAV, FLAC, OGG or MP3 sound")
+    return _sounds(seconds)
+
+
+def _sampled_sounds(known: pa.Array) -> Meaning:
+    """Of structs of `array` and `sampling_rate`, as Hugging Face's datasets have decoded sounds."""
+    seconds = [len(item["array"] or ()) / (item["sampling_rate"] or math.inf) for item in known.to_pylist()]
+    return _sounds(seconds) if max(seconds) > 0 else Meaning("sounds without samples or a rate")
+
+
+def _sounds(seconds: list[float]) -> Meaning:
     keys = {"type": "audio", "max_seconds": math.ceil(12 * max(seconds)) / 10}
     return Meaning(f"sounds of {min(seconds):.1f} to {max(seconds):.1f} s", keys)
 

@@ -106,8 +106,7 @@ def _make(spec: Spec, files: list[sources.SourceFile], mark: str, work: Path, sa
     checked = _checked(spec.data, files)
     order, dropped = _usable(spec.data, checked, partial(sources.place, spec.data.source, files), say)
     parts = assign(spec.data.split, spec.seed, strata=order.get(STRATUM), named=order.get(NAMED), count=len(order[ROW]))
-    rows_per_file = max(1, FILE_BYTES // row_bytes(spec.data))
-    staged = stage(spec.data, checked, [order[ROW][part] for part in parts], rows_per_file, work)
+    staged = stage(spec.data, checked, [order[ROW][part] for part in parts], _rows_at_once(spec.data), work)
     states, target = _fit(spec.data, staged)
     written = finish(states, spec.data.target.column, target, staged, work)
     manifest = {
@@ -119,6 +118,11 @@ def _make(spec: Spec, files: list[sources.SourceFile], mark: str, work: Path, sa
         "splits": written,
     }
     (work / MANIFEST).write_text(json.dumps(manifest))
+
+
+def _rows_at_once(data: Data) -> int:
+    """How many rows are brought to their prepared form together, and make a file."""
+    return max(1, FILE_BYTES // row_bytes(data))
 
 
 def _count(block: pa.Table) -> int:
@@ -133,7 +137,7 @@ def _checked(data: Data, files: list[sources.SourceFile]) -> ray.data.Dataset:
     """The source in canonical form, with row numbers, in memory (spilled by Ray where it does not fit)."""
     reader = Canonicalise(data)
     reader.check(sources.column_names(data.source, files))
-    canonical = sources.read(data.source, files, reader.columns, reader)
+    canonical = sources.read(data.source, files, reader.columns, reader, _rows_at_once(data))
     canonical.context.execution_options.preserve_order = True
     blocks = _blocks(canonical)
     count, number = ray.remote(_count), ray.remote(_numbered)

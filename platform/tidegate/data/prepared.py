@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from tidegate.data.random import Rows
 from tidegate.errors import DataError
+from tidegate.transforms.arrow import fixed_lists, is_list
 from tidegate.transforms.base import Array, Feature
 from tidegate.transforms.columns import Columns
-from tidegate.transforms.number import fixed_lists, is_list
 from tidegate.transforms.target import TargetTransform, target_transform
 
 SplitName = Literal["train", "validation", "test"]

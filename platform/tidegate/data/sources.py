@@ -92,16 +92,21 @@ def kind_of(path: str) -> str:
 
 
 def read(
-    source: Source, files: list[SourceFile], columns: list[str], convert: Callable[[pa.Table], pa.Table]
+    source: Source,
+    files: list[SourceFile],
+    columns: list[str],
+    convert: Callable[[pa.Table], pa.Table],
+    rows_at_once: int,
 ) -> Dataset:
     """A dataset of these columns, rows in the order of the files. Nothing is read yet.
 
-    `convert` brings tables whose types may differ from file to file to one schema, before Ray joins them.
+    `convert` brings tables whose types may differ from file to file to one schema, before Ray joins them. It is given
+    at most `rows_at_once` rows: an image may become a thousand times as large.
     """
     import ray.data
 
     units = [json.dumps(unit) for unit in _units(locate(source.path)[0], files, source.resolved_format())]
-    reader = UnitReader(Reader(source, columns), convert)
+    reader = UnitReader(Reader(source, columns), convert, rows_at_once)
     return ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units)).map_batches(
         reader, batch_format="pyarrow", batch_size=None
     )
@@ -171,13 +176,14 @@ class Reader:
 class UnitReader:
     """The map step that reads a unit's pieces."""
 
-    def __init__(self, reader: Reader, convert: Callable[[pa.Table], pa.Table]) -> None:
-        self.reader, self.convert = reader, convert
+    def __init__(self, reader: Reader, convert: Callable[[pa.Table], pa.Table], rows_at_once: int) -> None:
+        self.reader, self.convert, self.rows_at_once = reader, convert, rows_at_once
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for unit in block.column("unit").to_pylist():
             for table in self.reader.tables([(path, part) for path, part in json.loads(unit)]):
-                yield self.convert(table)
+                for start in range(0, max(1, len(table)), self.rows_at_once):
+                    yield self.convert(table.slice(start, self.rows_at_once))
 
 
 def locate(path: str) -> tuple[pafs.FileSystem, str]:

@@ -20,6 +20,7 @@ from tidegate.errors import SpecError
 from tidegate.signature import TensorSpec
 from tidegate.spec.registered import HuggingFace
 from tidegate.transforms.base import Array
+from tidegate.transforms.text import first_codes
 
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -117,7 +118,7 @@ class Encoder:
     def _codes(self, texts: Sequence[str]) -> tuple[Array, Array]:
         """Token codes and which of them are the text's, int64 `[texts, tokens of the longest]`."""
         # A text without a single token still needs one position for the model to look at.
-        ids = [encoded.ids or [self._pad] for encoded in self._tokenizer.encode_batch(list(texts))]
+        ids = [found or [self._pad] for found in first_codes(self._tokenizer, texts, self.options.max_length)]
         longest = max(map(len, ids))
         codes = np.full((len(ids), longest), self._pad, np.int64)
         mask = np.zeros((len(ids), longest), np.int64)

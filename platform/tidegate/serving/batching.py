@@ -13,7 +13,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -26,12 +26,18 @@ Rows = Mapping[str, NDArray[np.generic]]
 """Named arrays whose first axis is rows, all with the same number of them."""
 
 Predict = Callable[[Rows], Rows]
+Kind = tuple[tuple[str, object, tuple[int, ...]], ...]
+"""The name, type and inner shape of each input: requests that are alike in these share a pass."""
+
 Done = Callable[["Rows | Exception"], None]
 OnPass = Callable[[int, float], None]
 """Told of each pass: its rows and how many seconds it took."""
 
 QUICK_S = 1e-3
-"""A model that answers within this is asked on the event loop itself: handing over to a thread would cost as much."""
+"""A model that answers within this is asked on the event loop itself: handing over to a thread would cost as much.
+
+Of numbers only: how long texts, images and sounds take is not told by their rows.
+"""
 SLOW_S = 20 * QUICK_S
 RECENT_PASSES = 8
 STEP_ROWS = 2
@@ -44,7 +50,7 @@ class Ticket:
 
     inputs: Rows
     num_rows: int
-    kind: tuple[tuple[str, object, tuple[int, ...]], ...]
+    kind: Kind
     done: Done
     arrived: float
     started: float = 0.0
@@ -56,6 +62,8 @@ class Ticket:
 
 class Batcher:
     """Answers concurrent requests with as few calls of `predict` as natural batching gives.
+
+    Inputs named in `any_length` may have another second axis in each request; shorter ones are filled up with NaN.
 
     `predict` never runs twice at once. It runs in one thread of its own, so that a slow model does not block the event
     loop; once it has shown to be quick (see QUICK_S) it runs on the loop. A batcher belongs to one event loop; all of
@@ -71,8 +79,10 @@ class Batcher:
         max_wait_s: float = math.inf,
         target_s: float | None = None,
         on_pass: OnPass | None = None,
+        any_length: Collection[str] = (),
     ) -> None:
         self._predict = predict
+        self._any_length = frozenset(any_length)
         self.max_rows = max_rows
         self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._target_s = target_s
@@ -105,7 +115,7 @@ class Batcher:
         """
         if len(self._waiting) >= self._max_waiting or self._is_behind():
             raise UnavailableError(f"{len(self._waiting)} requests are waiting already", remedy="try again later")
-        ticket = Ticket(inputs, _num_rows(inputs), _kind(inputs), done, time.perf_counter())
+        ticket = Ticket(inputs, _num_rows(inputs), self._kind(inputs), done, time.perf_counter())
         self._waiting.append(ticket)
         self._rows_waiting += ticket.num_rows
         if not self._is_running:
@@ -133,7 +143,7 @@ class Batcher:
             self._rest()
             return
         requests = [ticket.inputs for ticket in batch]
-        if self._is_quick(rows):
+        if self._is_quick(batch[0], rows):
             self._finish(batch, rows, self._timed(requests))
         else:
             future = self._loop.run_in_executor(self._thread, self._timed, requests)
@@ -162,8 +172,10 @@ class Batcher:
         pass_s = sum(seconds for _, seconds in self._recent) / len(self._recent)
         return self._rows_waiting / self.pass_rows * pass_s > self._max_wait_s
 
-    def _is_quick(self, num_rows: int) -> bool:
+    def _is_quick(self, first: Ticket, num_rows: int) -> bool:
         """Whether recent passes say that so many rows are answered at once: at most twice what was quick before."""
+        if any(array.dtype == object for array in first.inputs.values()):
+            return False
         quick = [rows for rows, seconds in self._recent if seconds < QUICK_S]
         return len(self._recent) == RECENT_PASSES and bool(quick) and num_rows <= 2 * max(quick)
 
@@ -206,7 +218,7 @@ class Batcher:
 
     def _compute(self, requests: list[Rows]) -> list[Rows | Exception]:
         try:
-            return list(_split(self._passes(_concatenate(requests)), [_num_rows(inputs) for inputs in requests]))
+            return list(_split(self._passes(_beside(requests)), [_num_rows(inputs) for inputs in requests]))
         except Exception as error:  # noqa: BLE001 - handed to the request that caused it
             if len(requests) == 1:
                 return [error]
@@ -221,17 +233,41 @@ class Batcher:
         starts = range(0, num_rows, self.max_rows)
         return _concatenate([self._passes(_slice(inputs, start, start + self.max_rows)) for start in starts])
 
+    def _kind(self, inputs: Rows) -> Kind:
+        return tuple(
+            (name, array.dtype, array.shape[2 if name in self._any_length else 1 :]) for name, array in inputs.items()
+        )
+
 
 def _num_rows(arrays: Rows) -> int:
     return len(next(iter(arrays.values())))
 
 
-def _kind(inputs: Rows) -> tuple[tuple[str, object, tuple[int, ...]], ...]:
-    return tuple([(name, array.dtype, array.shape[1:]) for name, array in inputs.items()])
-
-
 def _slice(arrays: Rows, start: int, stop: int) -> Rows:
     return {name: array[start:stop] for name, array in arrays.items()}
+
+
+def _beside(requests: list[Rows]) -> Rows:
+    """Requests of one kind, one below the other; those of any length as long as the longest."""
+    if len(requests) == 1:
+        return requests[0]
+    longest = {
+        name: max(inputs[name].shape[1] for inputs in requests) for name, array in requests[0].items() if array.ndim > 1
+    }
+    return _concatenate(
+        [
+            {name: _filled(array, longest[name]) if name in longest else array for name, array in inputs.items()}
+            for inputs in requests
+        ]
+    )
+
+
+def _filled(array: NDArray[np.generic], length: int) -> NDArray[np.generic]:
+    if array.shape[1] == length:
+        return array
+    filled = np.full((len(array), length, *array.shape[2:]), np.nan, array.dtype)
+    filled[:, : array.shape[1]] = array
+    return filled
 
 
 def _concatenate(parts: list[Rows]) -> Rows:

@@ -137,8 +137,7 @@ class _Call:
         self._loaded = self._inference.ready()
         self._asked = self._read(self._loaded)
         self._read_s = time.perf_counter() - self._arrived
-        inputs = self._loaded.model.aligned(self._asked.inputs)
-        self._ticket = self._loaded.batcher.submit(inputs, self._done)
+        self._ticket = self._loaded.batcher.submit(self._asked.inputs, self._done)
 
     def _done(self, outcome: Rows | Exception) -> None:
         assert self._loaded is not None

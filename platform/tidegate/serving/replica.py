@@ -163,6 +163,7 @@ class Replica:
             max_wait_s=_WAIT_SHARE * limits.timeout_s,
             target_s=target_ms / 1000 if target_ms else None,
             on_pass=self._meter.passed,
+            any_length=model.any_length,
         )
         return Loaded(target.version, model, batcher, limits)
 

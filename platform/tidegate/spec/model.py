@@ -26,11 +26,15 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 @dataclass(frozen=True)
 class Takes:
-    """The types of the inputs that a model takes, `one` of them alone or any number, and of the target it learns."""
+    """The types of the inputs that a model takes, `one` of them alone or any number, and of the target it learns.
+
+    With `cut`, a pass is as long as its longest row: every batch may have another shape.
+    """
 
     types: tuple[str, ...]
     one: bool = False
     targets: tuple[str, ...] = ("category", "number")
+    cut: bool = False
 
 
 class Linear(Part):
@@ -132,7 +136,7 @@ class _Encoder(Part):
 class Forecast(_Encoder):
     """The next steps of a series from those before, each window in units of its own mean and deviation."""
 
-    takes: ClassVar = Takes(("series",), one=True, targets=("number",))
+    takes: ClassVar = Takes(("series",), one=True, targets=("number",), cut=True)
     type: Literal["forecast"]
     dropout: Dropout = 0.0
     init: Init = "xavier"
@@ -148,7 +152,7 @@ class Embeddings(Part):
 class Transformer(_Heads):
     """A pre-norm encoder over tokens with learned positions; the mean over the tokens is classified."""
 
-    takes: ClassVar = Takes(("text",), one=True)
+    takes: ClassVar = Takes(("text",), one=True, cut=True)
     type: Literal["transformer"]
     embeddings: Embeddings | None = None
     layers: int = Field(2, ge=1, le=200)
@@ -159,7 +163,7 @@ class Transformer(_Heads):
 class Seq2Seq(_Heads):
     """From a text to a sequence: a bidirectional GRU with attention, or a transformer; answered by beam search."""
 
-    takes: ClassVar = Takes(("text",), one=True, targets=("text",))
+    takes: ClassVar = Takes(("text",), one=True, targets=("text",), cut=True)
     type: Literal["seq2seq"]
     network: Literal["gru", "transformer"] = "transformer"
     layers: int = Field(2, ge=1, le=100)
@@ -178,7 +182,7 @@ class Seq2Seq(_Heads):
 class Ctc(_Encoder):
     """From sound, or a series, to a text in its order: convolutions, an encoder, and a token or none for each frame."""
 
-    takes: ClassVar = Takes(("audio", "series"), one=True, targets=("text",))
+    takes: ClassVar = Takes(("audio", "series"), one=True, targets=("text",), cut=True)
     type: Literal["ctc"]
     halvings: int = Field(1, ge=0, le=8)
     layers: int = Field(2, ge=1, le=100)

@@ -186,7 +186,7 @@ def _target_rules(spec: Spec) -> list[tuple[str, str]]:
 
 
 def _compile_rules(spec: Spec) -> list[tuple[str, str]]:
-    if spec.train.compile and "text" in spec.model.takes.targets:
+    if spec.train.compile and spec.model.takes.cut:
         sentence = f"model type {spec.model.type} has another shape in every batch, and would be compiled for each"
         return [("train.compile", f"{sentence}; leave it out"), ("model.type", sentence)]
     return []

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tidegate.content import Sound, objects
+from tidegate.content import RATES, Sound, objects
 from tidegate.errors import MissingError, RequestError
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import AudioInput
+from tidegate.transforms.arrow import fixed_lists
 from tidegate.transforms.base import Array, Feature, State, moments, problems
 from tidegate.transforms.log_mel import frames_of, log_mel
-from tidegate.transforms.number import fixed_lists
 from tidegate.transforms.series import SeriesTransform, standardising
 
 BLOCK_SAMPLES = 65_536
@@ -105,6 +105,8 @@ class Spectra:
             raise ValueError("the sound is missing")
         samples, rate = decoded(sound, self.max_seconds) if isinstance(sound, bytes) else sound
         rate = rate or self.sampling_rate
+        if rate not in RATES:
+            raise ValueError(f"the sound has {rate} samples a second, not {RATES[0]} to {RATES[-1]}")
         if not len(samples):
             raise ValueError("the sound holds no sample")
         if len(samples) > self.max_seconds * rate:
@@ -136,6 +138,20 @@ def decoded(data: bytes, max_seconds: float) -> Sound:
             return Sound(np.concatenate([np.zeros(0, np.float32), *blocks]), int(file.samplerate))
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
         raise ValueError("the bytes are no readable sound (WAV, FLAC, OGG or MP3)") from None
+
+
+def encoded(item: Any) -> bytes:
+    """A sound of a source's column as a file that holds the same samples. Raises ValueError, in words."""
+    sound = _taken(item)
+    if sound is None:
+        raise ValueError("the sound is missing")
+    if isinstance(sound, bytes):
+        return sound
+    if not sound.sampling_rate:
+        raise ValueError("the samples come without a rate: give structs of array and sampling_rate, or files")
+    file = io.BytesIO()
+    _libraries()[0].write(file, sound.samples, sound.sampling_rate, format="WAV", subtype="FLOAT")
+    return file.getvalue()
 
 
 def _too_long(seconds: float, most: float) -> str:

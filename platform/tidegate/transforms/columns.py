@@ -58,16 +58,16 @@ class Columns:
 
     def __init__(self, states: Mapping[str, State]) -> None:
         self.transforms = {name: transform(name, state) for name, state in states.items()}
-        self._series = {name: made for name, made in self.transforms.items() if isinstance(made, SeriesTransform)}
 
     def apply(self, values: Mapping[str, Array]) -> dict[str, Array]:
         return {
             key: array for name, column in self.transforms.items() for key, array in column.apply(values[name]).items()
         }
 
-    def aligned(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """The same canonical arrays, those of any length as long as they may be."""
-        return {**values, **{name: column.aligned(values[name]) for name, column in self._series.items()}}
+    @property
+    def any_length(self) -> frozenset[str]:
+        """Those whose rows end where NaN begins."""
+        return frozenset(name for name, column in self.transforms.items() if isinstance(column, SeriesTransform))
 
     def example(self, rows: int) -> dict[str, Array]:
         return {name: column.example(rows) for name, column in self.transforms.items()}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,18 +14,27 @@ import pyarrow as pa
 from tidegate.errors import RequestError
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import ImageInput
+from tidegate.transforms.arrow import files, fixed_lists, flat_lists, is_binary
 from tidegate.transforms.base import Array, Feature, State, fits, merged_moments, moments, problems
-from tidegate.transforms.number import fixed_lists, is_list, to_numbers
+from tidegate.transforms.number import to_numbers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 64_000_000
-"""Larger encoded images are refused before they are decoded."""
+"""Larger encoded images are refused before they are decoded, and so are requests whose images together have more: a few
+kilobytes may tell of as many."""
+ORIENTATION = 0x0112
+"""The EXIF tag that tells how a camera was held (CIPA DC-008, 4.6.4)."""
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+"""What brings an image upright, of Pillow's `Transpose`, by orientation."""
 
 
 class ImageColumn:
-    """Reads encoded images, or (nested) lists of numbers. Canonical: float32 `[rows, height * width * channels]`."""
+    """Reads encoded images, structs that have them as `bytes`, or (nested) lists of numbers.
+
+    Canonical: float32 `[rows, height * width * channels]`.
+    """
 
     def __init__(self, spec: ImageInput) -> None:
         self.spec = spec
@@ -32,7 +42,8 @@ class ImageColumn:
         self.row_bytes = 4 * int(np.prod(self.shape))
 
     def read(self, column: pa.Array) -> tuple[pa.Array, Array]:
-        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        column = files(column)
+        if is_binary(column.type):
             values, found = self._decoded(column)
         else:
             values, found = to_numbers(flat_lists(column), int(np.prod(self.shape)))
@@ -41,7 +52,7 @@ class ImageColumn:
         return fixed_lists(values.astype(np.float32)), found
 
     def _decoded(self, column: pa.Array) -> tuple[Array, Array]:
-        values, found = np.zeros((len(column), int(np.prod(self.shape)))), problems(len(column))
+        values, found = np.zeros((len(column), int(np.prod(self.shape))), np.float32), problems(len(column))
         for row, item in enumerate(column.to_pylist()):
             try:
                 values[row] = decoded(item, self.shape, self.spec.max_value).reshape(-1)
@@ -84,10 +95,17 @@ class ImageTransform:
 
     def _seen(self, values: Array) -> Array:
         """Pixels of encoded images, as `read` has them of a source."""
-        rows = []
+        rows, room = [], MAX_PIXELS
         for row, data in enumerate(values.tolist()):
             try:
-                rows.append(decoded(data, (self.height, self.width, self.channels), self.max_value))
+                with opened(data) as image:
+                    room -= image.width * image.height
+                    if room < 0:
+                        raise RequestError(
+                            f"the images of {self.feature.name} have more than {MAX_PIXELS} pixels together",
+                            remedy="send fewer at once, or smaller ones",
+                        )
+                    rows.append(seen(image, (self.height, self.width, self.channels), self.max_value))
             except ValueError as error:
                 raise RequestError(f"{self.feature.name}, row {row}: {error}") from None
         return np.stack(rows)
@@ -102,42 +120,61 @@ class ImageTransform:
 
 
 def decoded(data: bytes | None, shape: tuple[int, int, int], max_value: float) -> Array:
-    """Pixels float64 `[height, width, channels]` from 0 to `max_value`. Raises ValueError, in words."""
+    """`seen` of an image's file. Raises ValueError, in words."""
+    with opened(data) as image:
+        return seen(image, shape, max_value)
+
+
+@contextmanager
+def opened(data: bytes | None) -> Iterator[Image]:
+    """An image whose pixels are not decoded yet. Raises ValueError, in words, also of what goes wrong within."""
     from PIL import Image, UnidentifiedImageError
 
     if data is None:
         raise ValueError("the image is missing")
     try:
-        with _opened(data) as image:
+        with warnings.catch_warnings():
+            # Of many pixels: the limit here is lower than the one Pillow warns at.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF", "BMP", "WEBP"))
+        with image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"the image has {image.width} x {image.height} pixels; the limit is {MAX_PIXELS}")
-            converted = image.convert("L" if shape[2] == 1 else "RGB")
-            resized = converted.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+            yield image
     except Image.DecompressionBombError:
         raise ValueError(f"the image has too many pixels; the limit is {MAX_PIXELS}") from None
     except (UnidentifiedImageError, OSError, SyntaxError):
         raise ValueError("the bytes are no readable image (PNG, JPEG, GIF, BMP or WebP)") from None
-    return np.asarray(resized, np.float64).reshape(shape) * (max_value / 255.0)
 
 
-def _opened(data: bytes) -> Image:
-    """The image, not decoded yet. Raises what Pillow raises."""
+def _orientation(image: Image) -> int:
+    """1 to 8, as EXIF counts them; 1 is upright."""
+    try:
+        told = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - damaged tags raise what they will, and the pixels may be whole
+        return 1
+    return told if isinstance(told, int) and 1 <= told <= 8 else 1
+
+
+def seen(image: Image, shape: tuple[int, int, int], max_value: float) -> Array:
+    """Pixels float64 `[height, width, channels]` from 0 to `max_value`, as a person sees them.
+
+    Upright where a camera told how it was held, on white where there is transparency, and of 16 bits the upper 8.
+    """
     from PIL import Image
 
-    with warnings.catch_warnings():
-        # Of many pixels: the limit here is lower than the one Pillow warns at.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF", "BMP", "WEBP"))
-
-
-def flat_lists(column: pa.Array) -> pa.Array:
-    """Lists of lists of numbers as lists of numbers. Rows that are not rectangular show by their count."""
-    if not (is_list(column.type) and is_list(column.type.value_type)):
-        return column
-    return pa.array(
-        [None if row is None else np.asarray(_leaves(row), dtype=object).tolist() for row in column.to_pylist()]
-    )
-
-
-def _leaves(value: object) -> list[object]:
-    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list) else [value]
+    height, width, channels = shape
+    mode = "L" if channels == 1 else "RGB"
+    # Before its tags are looked for: what is damaged must not pass as an image without any.
+    image.load()
+    if image.mode.startswith("I"):
+        # Pillow would cut off at 255 what 16 bits hold.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    turned = _orientation(image)
+    converted = image.convert("RGBA" if image.has_transparency_data else mode)
+    size = (height, width) if turned >= 5 else (width, height)
+    resized = converted.resize(size, Image.Resampling.BILINEAR)
+    if resized.mode == "RGBA":
+        resized = Image.alpha_composite(Image.new("RGBA", size, "white"), resized).convert(mode)
+    upright = resized.transpose(Image.Transpose(TURNS[turned])) if turned in TURNS else resized
+    return np.asarray(upright, np.float64).reshape(shape) * (max_value / 255.0)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from tidegate.errors import RequestError
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import NumberInput
+from tidegate.transforms.arrow import fixed_lists, is_list
 from tidegate.transforms.base import Array, Feature, State, fits, merged_moments, moments, problems, shortened
 
 GAPS = ("", "na", "n/a", "nan", "null", "none", "?")
@@ -128,12 +129,3 @@ def _cast(column: pa.Array) -> tuple[Array, Array]:
         except (TypeError, ValueError):
             wrong[row] = True
     return values, wrong
-
-
-def is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def fixed_lists(values: Array) -> pa.Array:
-    """`[rows, width]` -> an Arrow array of lists of fixed width, without a copy where the array is contiguous."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])

@@ -11,6 +11,7 @@ import pyarrow as pa
 from tidegate.errors import RequestError
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import SeriesInput
+from tidegate.transforms.arrow import fixed_lists
 from tidegate.transforms.base import (
     Array,
     Feature,
@@ -21,7 +22,7 @@ from tidegate.transforms.base import (
     moments,
     problems,
 )
-from tidegate.transforms.number import LARGEST, TOO_LARGE, fixed_lists
+from tidegate.transforms.number import LARGEST, TOO_LARGE
 
 
 class SeriesColumn:
@@ -111,15 +112,6 @@ class SeriesTransform:
             raise RequestError(f"{self.feature.name} holds a number too large to use", expected="finite float32 values")
         name = self.feature.name
         return {name: result.reshape(len(steps), -1), length_key(name): lengths.astype(np.int32)}
-
-    def aligned(self, values: Array) -> Array:
-        """The steps of a request, NaN after their end, so that requests of any length are answered in one pass."""
-        steps = np.asarray(values, np.float64).reshape(len(values), -1, self.channels)
-        if steps.shape[1] >= self.max_length:
-            return steps
-        padded = np.full((len(steps), self.max_length, self.channels), np.nan)
-        padded[:, : steps.shape[1]] = steps
-        return padded
 
     def example(self, rows: int) -> Array:
         # As many steps as there may be: a model may be slow at those.

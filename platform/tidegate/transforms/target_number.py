@@ -12,8 +12,9 @@ from tidegate.errors import RequestError
 from tidegate.metrics import Task
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import NumberTarget
+from tidegate.transforms.arrow import fixed_lists
 from tidegate.transforms.base import Array, Feature, State, fits, merged_moments, moments
-from tidegate.transforms.number import LARGEST, TOO_LARGE, fixed_lists, to_numbers
+from tidegate.transforms.number import LARGEST, TOO_LARGE, to_numbers
 
 
 class NumberTargetColumn:

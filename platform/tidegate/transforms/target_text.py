@@ -12,9 +12,9 @@ from tidegate.errors import RequestError
 from tidegate.metrics import Task
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import TextInput, TextTarget
-from tidegate.transforms.base import Array, Feature, State, merged_counts
+from tidegate.transforms.base import Array, Feature, State, fits, merged_counts, shortened
 from tidegate.transforms.text import TextColumn
-from tidegate.transforms.tokens import PAD, Tokens, counts, learned
+from tidegate.transforms.tokens import PAD, Tokens, counts, cutter, learned
 
 
 class TextTargetColumn:
@@ -26,9 +26,14 @@ class TextTargetColumn:
 
     def read(self, column: pa.Array) -> tuple[pa.Array, Array]:
         values, found = TextColumn(TextInput(type="text")).read(column)
-        for row, value in enumerate(values.to_pylist()):
-            if found[row] is None and not value.strip():
+        pieces = cutter(self.spec)
+        for row in np.flatnonzero(fits(found)):
+            text = values[row].as_py()
+            if not text.strip():
                 found[row] = "the text is empty"
+            # How many tokens a word has is known when its pieces have been learned.
+            elif self.spec.tokenizer != "bpe" and (own := len(pieces.pre_tokenize_str(text))) > self.spec.max_length:
+                found[row] = f"the text has {own} tokens, more than max_length {self.spec.max_length}"
         return values, found
 
     def partial(self, values: Array) -> State:
@@ -54,10 +59,11 @@ class TextTargetTransform:
 
     def apply(self, values: Array) -> Array:
         codes = np.full((len(values), self.max_length), PAD, np.int32)
-        for row, own in enumerate(self.tokens.codes([str(value) for value in values.tolist()])):
+        texts = [str(value) for value in values.tolist()]
+        for row, own in enumerate(self.tokens.codes(texts)):
             if len(own) > self.max_length:
                 raise RequestError(
-                    f"{self.column} holds a text of {len(own)} tokens",
+                    f"{self.column} holds a text of {len(own)} tokens, {shortened(repr(texts[row]))}",
                     expected=f"at most {self.max_length}",
                     remedy="raise data.target.max_length",
                 )

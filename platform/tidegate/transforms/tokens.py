@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from tidegate.spec.data import TextTarget
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
-SPECIAL = ["[PAD]", "[UNK]", "[START]", "[END]"]
+SPECIAL = ["[no token]", "\N{REPLACEMENT CHARACTER}", "[the start]", "[the end]"]
+"""Names with a blank: no piece of a text has one beside other letters."""
 NEVER_ANSWERED = [UNKNOWN, START]
 """Codes that no answer holds. PAD is what comes after it, and the blank of CTC."""
 
@@ -36,7 +37,7 @@ class Tokens:
         return [encoded.ids for encoded in self._tokenizer.encode_batch(texts)]
 
     def texts(self, codes: Array) -> list[str]:
-        """The texts of rows of codes, which end at the first PAD or END. A token that is not known stays `[UNK]`."""
+        """The texts of rows of codes, which end at the first PAD or END. A token that is not known becomes U+FFFD."""
         rows = [[code for code in row[: ended(row)] if code != START] for row in np.asarray(codes, np.int64).tolist()]
         texts: list[str] = self._tokenizer.decode_batch(rows, skip_special_tokens=False)
         return texts
@@ -47,12 +48,17 @@ def ended(row: list[int]) -> int:
     return next((place for place, code in enumerate(row) if code in (PAD, END)), len(row))
 
 
+def cutter(spec: TextTarget) -> Any:
+    """What cuts a text into its tokens, those that are words or letters; of `bpe` into words."""
+    return _untrained(spec).pre_tokenizer
+
+
 def counts(spec: TextTarget, texts: list[str]) -> dict[str, int]:
     """How often each piece occurs: what `learned` needs to know of some rows."""
     found: dict[str, int] = {}
-    cutter = _untrained(spec).pre_tokenizer
+    cut = cutter(spec)
     for text in texts:
-        for piece, _ in cutter.pre_tokenize_str(text):
+        for piece, _ in cut.pre_tokenize_str(text):
             found[piece] = found.get(piece, 0) + 1
     return found
 
@@ -73,12 +79,14 @@ def learned(spec: TextTarget, pieces: Mapping[str, int]) -> dict[str, Any]:
         cutter, tokenizer.pre_tokenizer = tokenizer.pre_tokenizer, pre_tokenizers.WhitespaceSplit()
         tokenizer.train_from_iterator(repeated(pieces), trainer=trainer)
         tokenizer.pre_tokenizer = cutter
-    else:
-        wanted = sorted(pieces, key=lambda piece: (-pieces[piece], piece))[: spec.vocab_size - len(SPECIAL)]
-        document = json.loads(tokenizer.to_str())
-        document["model"]["vocab"] = {piece: code for code, piece in enumerate([*SPECIAL, *wanted])}
-        return dict(document)
-    return dict(json.loads(tokenizer.to_str()))
+        # Else their names would be found in texts.
+        return dict(json.loads(tokenizer.to_str()), added_tokens=[])
+    known = sorted(pieces.keys() - set(SPECIAL), key=lambda piece: (-pieces[piece], piece))
+    document: dict[str, Any] = json.loads(tokenizer.to_str())
+    document["model"]["vocab"] = {
+        piece: code for code, piece in enumerate([*SPECIAL, *known[: spec.vocab_size - len(SPECIAL)]])
+    }
+    return document
 
 
 def _untrained(spec: TextTarget) -> Any:
