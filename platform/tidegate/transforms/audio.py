@@ -130,7 +130,8 @@ def decoded(data: bytes, max_seconds: float) -> Sound:
     """The mean of the channels of an encoded sound. Raises ValueError; what is too long is not decoded."""
     soundfile, _ = _libraries()
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        # Infinite samples are refused with those that are far too loud.
+        with soundfile.SoundFile(io.BytesIO(data)) as file, np.errstate(all="ignore"):
             if file.frames > max_seconds * file.samplerate:
                 raise ValueError(_too_long(file.frames / file.samplerate, max_seconds))
             # Block by block: a header may tell of more samples than there are, and memory would be taken for them.

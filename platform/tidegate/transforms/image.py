@@ -134,8 +134,8 @@ def opened(data: bytes | None) -> Iterator[Image]:
         raise ValueError("the image is missing")
     try:
         with warnings.catch_warnings():
-            # Of many pixels: the limit here is lower than the one Pillow warns at.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Of many pixels, for which the limit here is lower, and of damaged tags.
+            warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF", "BMP", "WEBP"))
         with image:
             if image.width * image.height > MAX_PIXELS:
@@ -150,7 +150,9 @@ def opened(data: bytes | None) -> Iterator[Image]:
 def _orientation(image: Image) -> int:
     """1 to 8, as EXIF counts them; 1 is upright."""
     try:
-        told = image.getexif().get(ORIENTATION, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            told = image.getexif().get(ORIENTATION, 1)
     except Exception:  # noqa: BLE001 - damaged tags raise what they will, and the pixels may be whole
         return 1
     return told if isinstance(told, int) and 1 <= told <= 8 else 1
