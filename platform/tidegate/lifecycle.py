@@ -290,7 +290,9 @@ def _by_step(epochs: Sequence[Mapping[str, float]]) -> list[tuple[int, dict[str,
 def _evaluate(folder: Path, digest: str, prepared: Prepared, spec: Spec) -> dict[str, Evaluated]:
     """Reports on the validation and test splits, computed on the cluster from the artifact as written."""
     evaluate = ray.remote(num_cpus=spec.train.workers.cpu)(_evaluate_split)
-    return {split: ray.get(evaluate.remote(folder, digest, prepared, spec, split)) for split in ("validation", "test")}
+    splits = ("validation", "test")
+    found: list[Evaluated] = ray.get([evaluate.remote(folder, digest, prepared, spec, split) for split in splits])
+    return dict(zip(splits, found, strict=True))
 
 
 def _evaluate_split(folder: Path, digest: str, prepared: Prepared, spec: Spec, split: Any) -> Evaluated:

@@ -66,6 +66,18 @@ def test_the_speed_of_an_epoch_counts_from_the_epoch_before(clock: Clock) -> Non
         assert found.epoch_speed() == speed
 
 
+def test_validation_does_not_slow_the_steps_but_takes_its_time(clock: Clock) -> None:
+    found = Pace()
+    found.begin()
+    found.step(64)
+    found.speeds()
+    clock.now += 2
+    found.step(128)
+    with found.validating():
+        clock.now += 6
+    assert found.speeds() == (64, 16)
+
+
 def test_waiting_for_checkpoints_is_no_training(clock: Clock) -> None:
     found = Pace()
     clock.now += 50

@@ -203,9 +203,10 @@ class Worker:
     def _finish_epoch(self, learner: Learner) -> bool:
         """Validate and note the epoch; whether training should stop."""
         target = self.prepared.target
-        outputs, targets = validation.outputs(
-            learner.model, self.validation, target, worker=self.rank, workers=self.workers, device=self.device
-        )
+        with self._progress.validating():
+            outputs, targets = validation.outputs(
+                learner.model, self.validation, target, worker=self.rank, workers=self.workers, device=self.device
+            )
         measured = evaluation.measured(target, outputs, targets)
         epoch = learner.step // self.plan.steps_per_epoch
         mean = learner.take_epoch_loss() * target.loss_scale

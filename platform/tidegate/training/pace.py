@@ -38,12 +38,19 @@ class Pace:
         yield
         self.checkpointing_s += time.monotonic() - start
 
+    @contextmanager
+    def validating(self) -> Iterator[None]:
+        """Around the validation of an epoch, which the next speed of steps does not count."""
+        start = time.monotonic()
+        yield
+        self._told_at += time.monotonic() - start
+
     def is_due(self) -> bool:
         """Whether it is time to tell: at the first step, and then every so often."""
         return time.monotonic() - self._told_at >= TOLD_EVERY_S
 
     def speeds(self) -> tuple[float, float]:
-        """Rows per second since the last call, and since the first step. Zero at the first step."""
+        """Rows per second of steps since the last call, and of all since the first step. Zero at the first step."""
         now = time.monotonic()
         if not self._first_at:
             self._first_at = self._told_at = now
