@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tidegate.errors import RequestError
-from tidegate.signature import TensorSpec, shown
+from tidegate.signature import RATE, TensorSpec, shown
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-RATE = "sampling_rate"
-"""The parameter of an input that tells how many samples it has a second."""
 INT16_SCALE = 32768.0
 RATES = range(1000, 384_001)
 
@@ -69,8 +67,11 @@ def sounds(values: Array, parameters: Mapping[str, Any] | None, where: str) -> A
         raise RequestError(
             f"{where} holds samples of {values.dtype.name}", expected="FP32 from -1 to 1, INT16, or BYTES of a file"
         )
-    rate = (parameters or {}).get(RATE, 0)
-    if type(rate) is not int or (RATE in (parameters or {}) and rate not in RATES):
+    parameters = parameters or {}
+    if strange := [name for name in parameters if "rate" in name.lower() and name != RATE]:
+        raise RequestError(f"{where} has the parameter {shown(strange[0])}", expected=f"the samples' rate as {RATE}")
+    rate = parameters.get(RATE, 0)
+    if type(rate) is not int or (RATE in parameters and rate not in RATES):
         raise RequestError(
             f"The {RATE} of {where} is {shown(rate)}", expected=f"samples a second, {RATES[0]} to {RATES[-1]}"
         )

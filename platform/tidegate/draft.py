@@ -15,7 +15,7 @@ import yaml
 
 from tidegate.data import folders, sources
 from tidegate.data.canonical import PROBLEM, STRATUM, Canonicalise, listed, nearest
-from tidegate.data.meaning import Aim, Meaning, aim, aim_to_write, cut, meaning, says_the_same, text
+from tidegate.data.meaning import Aim, Meaning, aim, aim_to_write, cut, meaning, says_the_same, text, words_read
 from tidegate.data.prepared import SPLITS, column_array
 from tidegate.data.sample import Sample, take
 from tidegate.data.splits import assign
@@ -178,7 +178,7 @@ def _to_read(sample: Sample, name: str, found: Meaning) -> Meaning:
     column = sample.columns[name].drop_null()
     if not pa.types.is_string(column.type) or len(column.unique()) <= MOST_LABELS:
         return found
-    keys, note = cut(column.to_pylist())
+    keys, note = cut(column.to_pylist(), words_read)
     return Meaning(f"texts of {note}", {"type": "text"} | keys)
 
 

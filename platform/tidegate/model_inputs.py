@@ -15,12 +15,12 @@ from tidegate.errors import DataError, RequestError
 from tidegate.signature import DATATYPES, Signature, TensorSpec
 from tidegate.spec.data import ImageInput, TextInput
 from tidegate.tensors import Array, client_column
-from tidegate.transforms.arrow import files, flat_lists, is_binary
+from tidegate.transforms.arrow import files, is_binary
 from tidegate.transforms.audio import encoded
 from tidegate.transforms.base import fits, problems, shortened
 from tidegate.transforms.category import MISSING, to_labels
 from tidegate.transforms.image import ImageColumn
-from tidegate.transforms.number import to_numbers
+from tidegate.transforms.number import shaped_numbers
 from tidegate.transforms.text import TextColumn
 
 PIXEL_MAX = 255.0
@@ -81,7 +81,7 @@ class InputReader:
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         if spec.content == "audio":
-            return _sounds(column)
+            return _sounds(column, spec.sampling_rate)
         if -1 in inner or (kind == "O" and inner):
             return _free(column, spec)
         if kind == "O":
@@ -90,7 +90,7 @@ class InputReader:
             return self._images(files(column), spec)
         if not inner and kind in "iub":
             return _exact(column, DATATYPES[spec.datatype])
-        values, found = to_numbers(flat_lists(column), math.prod(inner))
+        values, found = shaped_numbers(column, inner)
         found[np.isnan(values).any(axis=1) & fits(found)] = "a number is missing or NaN"
         found[np.isinf(values).any(axis=1) & fits(found)] = "a number is infinite"
         if kind in "iub":
@@ -117,12 +117,12 @@ class InputReader:
         return pixels.astype(DATATYPES[spec.datatype]), found
 
 
-def _sounds(column: pa.Array) -> tuple[Array, Array]:
+def _sounds(column: pa.Array, sampling_rate: int) -> tuple[Array, Array]:
     """Encoded sounds, which the model decodes; samples with a rate become such."""
     found, values = problems(len(column)), [b""] * len(column)
     for row, item in enumerate(files(column).to_pylist()):
         try:
-            values[row] = encoded(item)
+            values[row] = encoded(item, sampling_rate)
         except ValueError as error:
             found[row] = str(error)
     return objects(values), found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tidegate.transforms.tokens import PAD, Tokens
+from tidegate.transforms.tokens import Tokens
 
 MISTAKES_KEPT = 20
 
@@ -31,10 +31,10 @@ class Written:
 
     @classmethod
     def of(cls, tokens: Tokens, outputs: Tensor, targets: Tensor) -> Written:
-        """From what `validation.outputs` has of a sequence model: surprises, and codes `[rows, length]`."""
-        answered = tokens.texts(outputs[:, 1:].to(torch.int64).numpy())
-        surprise = float(outputs[:, 0].double().sum())
-        return cls(tokens.texts(targets.numpy()), answered, surprise, int((targets != PAD).sum()))
+        """From what `validation.outputs` has of a sequence model."""
+        answered = tokens.texts(outputs[:, 2:].to(torch.int64).numpy())
+        surprise, count = outputs[:, :2].double().sum(dim=0).tolist()
+        return cls(tokens.texts(targets.numpy()), answered, surprise, int(count))
 
     def metrics(self) -> dict[str, float]:
         """`wer` and `cer`: substitutions, insertions and deletions of words (parted by white space) and of letters,

@@ -12,6 +12,8 @@ from tidegate.errors import ArtifactError
 MAX_AXES = 32
 CONTENT = "content_type"
 """The parameter of a tensor that tells what its bytes hold (as MLServer has it)."""
+RATE = "sampling_rate"
+"""The parameter of a tensor of sound that tells how many samples it has a second."""
 Content = Literal["", "image", "audio"]
 CONTENTS: dict[str, Content] = {"image": "image", "audio": "audio"}
 DATATYPES: dict[str, np.dtype[Any]] = {
@@ -28,17 +30,21 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 class TensorSpec:
     """One named tensor. `shape[0]` is the rows and always -1; further on, -1 is a size that varies.
 
-    `content` is set where it may also come as BYTES of a file: an image, or audio.
+    `content` is set where it may also come as BYTES of a file: an image, or audio, which has so many samples a second
+    where nothing else is said.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     content: Content = ""
+    sampling_rate: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        own = {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
-        return own | {"parameters": {CONTENT: self.content}} if self.content else own
+        own: dict[str, Any] = {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+        parameters = {CONTENT: self.content, RATE: self.sampling_rate}
+        known = {name: value for name, value in parameters.items() if value}
+        return own | {"parameters": known} if known else own
 
     @classmethod
     def from_json(cls, value: object) -> TensorSpec:
@@ -55,9 +61,11 @@ class TensorSpec:
         if shape[0] != -1 or not all(size == -1 or size > 0 for size in shape) or len(shape) > MAX_AXES:
             _bad_signature(f'gives "{name}" the shape {list(shape)[:MAX_AXES]}')
         parameters = value.get("parameters")
-        content = parameters.get(CONTENT) if isinstance(parameters, dict) else ""
+        told = parameters if isinstance(parameters, dict) else {}
+        content, rate = told.get(CONTENT), told.get(RATE)
         # Other servers have other kinds, which need nothing of a client.
-        return cls(name, datatype, tuple(shape), CONTENTS.get(content, "") if isinstance(content, str) else "")
+        kind = CONTENTS.get(content, "") if isinstance(content, str) else ""
+        return cls(name, datatype, tuple(shape), kind, rate if kind == "audio" and type(rate) is int else 0)
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def _model_shape(shape: tuple[int, ...], spec: TensorSpec, where: str) -> tuple[
         len(given) == len(wanted) and all(have == want or want == -1 for have, want in zip(given, wanted, strict=True))
     ):
         return shape
-    if -1 not in wanted and math.prod(given) == math.prod(wanted) and _same_order(given, wanted):
+    if -1 not in wanted and math.prod(given) == math.prod(wanted) and same_order(given, wanted):
         return (shape[0], *wanted)
     raise RequestError(
         f"{where} has the shape {list(shape)}",
@@ -133,7 +133,7 @@ def _model_shape(shape: tuple[int, ...], spec: TensorSpec, where: str) -> tuple[
     )
 
 
-def _same_order(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+def same_order(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Whether row-major values mean the same in both: one is flat, or they differ in axes of size 1 alone.
 
     Equal counts don't do: [28, 28, 3] for [3, 28, 28] would be read as a wrong picture without a word.

@@ -122,6 +122,16 @@ def test_the_problem_of_each_sound_that_does_not_fit() -> None:
         made.apply(objects([Sound(np.array([np.nan, 0.0], np.float32), RATE)]))
 
 
+def test_a_file_that_does_not_tell_its_length() -> None:
+    file = bytearray(encoded(dialled("12"), kind="FLAC"))
+    # The low 36 bits of the eight bytes from the 18th on are the number of samples (RFC 9639, 8.2).
+    file[21] &= 0xF0
+    file[22:26] = bytes(4)
+    assert read(pa.array([bytes(file)]))[1] == [
+        "the sound does not tell how long it is: encode it again, to a file and not to a pipe"
+    ]
+
+
 @given(st.sampled_from(["WAV", "FLAC", "OGG"]), st.data())
 def test_damaged_files_are_refused_or_heard(kind: str, data: st.DataObject) -> None:
     file = bytearray(encoded(dialled("12"), kind=kind))

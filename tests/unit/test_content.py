@@ -93,6 +93,11 @@ def test_samples_come_with_their_rate() -> None:
             {"shape": [1, 1], "datatype": "FP32", "data": [0.5], "parameters": {"sampling_rate": "8000"}},
             "sampling_rate",
         ),
+        (
+            SOUNDS,
+            {"shape": [1, 1], "datatype": "FP32", "data": [0.5], "parameters": {"sample_rate": 8000}},
+            "parameter 'sample_rate'; expected the samples' rate as sampling_rate",
+        ),
         (PICTURES, {"shape": [1, 4, 6, 4], "datatype": "FP32", "data": [0.0] * 96}, "has the shape"),
     ],
 )

@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import json
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ import tones
 from prepare_alone import first_outputs
 from tidegate.cli.main import main
 from tidegate.data import sample
+from tidegate.data.meaning import cut
 from tidegate.draft import Draft, draft, name_of
 from tidegate.errors import DataError
 from tidegate.spec import run
@@ -609,3 +611,28 @@ def test_sounds_of_classes_are_told_apart_by_a_recurrent_network(tmp_path: Path)
     found, spec = made(path)
     assert (types(spec), spec.model.type, spec.data.target.column) == ({"sound": "audio"}, "rnn", "odd")
     assert "keys" in found.left_out
+
+
+def test_texts_to_read_are_measured_as_they_are_cut(tmp_path: Path) -> None:
+    drawn = random.Random(0)
+    notes = [" ".join(f"{drawn.choice('CDEFGAB')}#{drawn.randint(1, 7)}" for _ in range(12)) for _ in range(60)]
+    rows = [{"melody": line, "chords": line.replace("#", "m")} for line in notes]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "melodies.parquet")
+    _, spec = made(tmp_path / "melodies.parquet", target="chords")
+    read = spec.data.inputs["melody"]
+    assert (read.tokenizer, read.max_length >= 36) == ("word", True)
+
+
+def test_photographs_taken_upright_are_measured_upright(tmp_path: Path) -> None:
+    buffer, tags = io.BytesIO(), Image.Exif()
+    tags[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(buffer, "JPEG", exif=tags)
+    rows = [{"photo": buffer.getvalue(), "label": "ab"[row % 2]} for row in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "photos.parquet")
+    _, spec = made(tmp_path / "photos.parquet")
+    assert spec.data.inputs["photo"].size == [40, 30]
+
+
+def test_room_for_letters_of_several_bytes() -> None:
+    keys, _ = cut(["\u6587" * 200])
+    assert (keys["tokenizer"], keys["max_length"] >= 300) == ("bpe", True)

@@ -64,6 +64,23 @@ def test_a_folder_without_embeddings_is_refused(folder: Path) -> None:
     assert "cannot be used" in refusal()
 
 
+def test_what_a_tokenizer_calls_unknown_and_what_has_no_row_is_left_as_it_was(folder: Path) -> None:
+    pieces = {"<s>": 0, "<unk>": 1, "cat": 2, "play": 3, "dog": 4, "added": 5}
+    tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / TOKENIZER))
+    table = torch.full((3, 3), 7.0)
+    begin(table, Embeddings(path=str(folder), width=3), {"zebra": 0, "added": 1, "cat": 2})
+    assert (table == 7.0).all(dim=1).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_embeddings_that_are_all_alike_are_refused(folder: Path, value: float) -> None:
+    save_file({"embeddings.word_embeddings.weight": torch.full((len(PIECES), 3), value)}, folder / WEIGHTS)
+    with pytest.raises(SpecError, match="the deviation of its embeddings is"):
+        begin(torch.zeros(1, 3), Embeddings(path=str(folder), width=3), {"cat": 0})
+
+
 def test_embeddings_of_another_width_are_narrowed() -> None:
     options = {"type": "transformer", "width": 8, "heads": 2, "embeddings": {"path": "unread", "width": 12}}
     text, target = Feature("text", "text", (5,), 20), Feature("y", "category", (), 2)

@@ -135,6 +135,11 @@ def test_samples_with_a_rate_become_files_of_the_same() -> None:
     heard = decoded(inputs["sound"][0], 1.0)
     assert (heard.samples.tolist(), heard.sampling_rate) == (samples.tolist(), 8000)
     assert found[1].startswith("sound: the samples come without a rate")
+    known = Signature((TensorSpec("sound", "BYTES", (-1,), "audio", 16_000),), OUT)
+    inputs, found = InputReader(known, ["sound"], "rows").read(pa.table({"sound": pa.array([samples.tolist()])}))
+    assert found.tolist() == [None]
+    assert decoded(inputs["sound"][0], 1.0).sampling_rate == 16_000
+    assert Signature.from_json(known.to_json()) == known
 
 
 def test_images_in_structs_are_read_as_files() -> None:

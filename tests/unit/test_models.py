@@ -119,8 +119,12 @@ def test_a_module_of_an_installed_package_needs_no_code() -> None:
     assert model(inputs_of([NUMBERS])).shape == (5, 2)
 
 
+def test_a_linear_model_may_begin_at_zero() -> None:
+    assert not any(weight.any() for weight in module_of({"type": "linear"}, [NUMBERS]).state_dict().values())
+
+
 @each_type
-@pytest.mark.parametrize("init", ["xavier", "kaiming", "zero"])
+@pytest.mark.parametrize("init", ["xavier", "kaiming"])
 def test_initial_weights_have_the_spread_of_their_rule(
     options: dict[str, Any], features: list[Feature], init: str
 ) -> None:
@@ -140,8 +144,6 @@ def test_initial_weights_have_the_spread_of_their_rule(
             ), name
         elif name.endswith(("tokens.weight", "positions.weight")):
             assert float(parameter.std()) == pytest.approx(0.02, rel=0.2)
-        elif init == "zero":
-            assert not parameter.any(), name
         else:
             fan_out, fan_in = parameter.shape[0] * parameter[0, 0].numel(), parameter[0].numel()
             bound = math.sqrt(6 / (fan_in + fan_out)) if init == "xavier" else math.sqrt(6 / fan_in)
@@ -266,3 +268,14 @@ def test_the_forward_pass_is_the_one_written_out(options: dict[str, Any], featur
     expected = plain(options, features, dict(model.state_dict()), inputs)
     assert float(expected.std()) > 0.05
     assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_what_training_never_showed_counts_as_the_mean_of_what_it_did() -> None:
+    with_bucket = Feature("city", "category", (1,), 5, has_bucket=True)
+    codes = torch.arange(5).reshape(-1, 1)
+    found = Flatten([with_bucket, NUMBER])({"city": codes, "age": torch.ones(5, 1)})
+    assert torch.equal(found[:4], torch.cat([torch.eye(4, 5), torch.ones(4, 1)], dim=1))
+    assert found[4].tolist() == [0.25, 0.25, 0.25, 0.25, 0.0, 1.0]
+    model = module_of({"type": "linear", "init": "xavier"}, [with_bucket])
+    answers = model({"city": codes})
+    assert torch.allclose(answers[4], answers[:4].mean(dim=0), atol=1e-6)

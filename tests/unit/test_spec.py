@@ -720,3 +720,24 @@ def test_models_that_write_texts() -> None:
     assert any(line.startswith("model.width: 9 is odd") for line in refusal(odd))
     heads = changed(spelled, ("model",), {"type": "ctc", "heads": 2})
     assert any(line.startswith("model.heads: heads are given, but encoder 'gru' has none") for line in refusal(heads))
+
+
+def test_a_forecast_has_a_scale_of_its_own() -> None:
+    spec = changed(VALID["linear"], ("model",), {"type": "forecast", "encoder": "gru", "width": 6})
+    spec["data"]["inputs"] = {"past": {"type": "series", "max_length": 5, "scale": "none"}}
+    spec["train"]["compile"] = False
+    (line,) = refusal(spec)
+    assert line.startswith("data.inputs.past.scale: model type forecast brings each window to one scale")
+
+
+def test_a_class_is_not_called_as_the_chances_are() -> None:
+    spec = changed(VALID["mlp"], ("data", "target", "column"), "probabilities")
+    spec["data"]["split"].pop("stratify")
+    (line,) = refusal(spec)
+    assert line.startswith("data.target.column: a classifier answers with probabilities beside the class")
+
+
+def test_only_a_linear_model_may_begin_at_zero() -> None:
+    assert document.parse(Spec, VALID["linear"], source="here").model.init == "zero"
+    (line,) = refusal(changed(VALID["mlp"], ("model", "init"), "zero"))
+    assert line == "model.init: found 'zero'; should be 'xavier' or 'kaiming' for model.type 'mlp'"

@@ -22,8 +22,9 @@ from sklearn.datasets import load_diabetes, load_digits, load_iris
 from tokenizers import Tokenizer
 
 from tidegate.content import objects
+from tidegate.data.canonical import column_of
 from tidegate.data.prepared import column_array
-from tidegate.errors import RequestError
+from tidegate.errors import DataError, RequestError
 from tidegate.spec.data import (
     CategoryInput,
     CategoryTarget,
@@ -34,6 +35,7 @@ from tidegate.spec.data import (
     TextInput,
 )
 from tidegate.transforms.base import Array, Feature, length_key, merged_moments, moments
+from tidegate.transforms.category import vocabulary
 from tidegate.transforms.columns import Columns, canonical, transform
 from tidegate.transforms.target import TargetTransform, target_column, target_transform
 from tidegate.transforms.text import PAD, UNKNOWN, first_codes
@@ -257,7 +259,7 @@ def test_an_unknown_category_is_refused_or_gets_the_bucket() -> None:
     with pytest.raises(RequestError, match=r"v0, v1, v10, v11, v12, v13, v14, v15, v16, v17, \.\.\.$"):
         transform("x", fitted(CategoryInput(type="category"), names)).apply(np.array(["z" * 200], object))
     fit = transform("x", fitted(CategoryInput(type="category", unknown="bucket"), values))
-    assert fit.feature.cardinality == 3
+    assert (fit.feature.cardinality, fit.feature.has_bucket) == (3, True)
     assert fit.apply(np.array(["b", "c", "a", ""], object))["x"].tolist() == [[1], [2], [0], [2]]
 
 
@@ -487,6 +489,14 @@ def test_sixteen_bits_are_scaled_and_not_cut_off() -> None:
     assert values.reshape(8, 8).tolist() == (ramp >> 8).tolist()
 
 
+def test_sixteen_bits_are_upright_too() -> None:
+    ramp = np.arange(24, dtype=np.uint16).reshape(6, 4) << 8
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    values, _ = read(ImageInput(type="image", size=[4, 6]), pa.array([file_of(Image.fromarray(ramp), exif=tags)]))
+    assert values.reshape(4, 6).tolist() == np.rot90(ramp >> 8, -1).tolist()
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photographs_are_seen_upright(orientation: int) -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(6, 4) * 10
@@ -564,9 +574,16 @@ def test_images_over_the_limit_are_refused_without_a_warning() -> None:
         (pa.array([[np.nan] + [0.0] * 63, [np.inf] + [0.0] * 63]), ["a pixel lies outside 0..16"] * 2),
         (
             pa.array([[[0.0] * 8] * 8, [[0.0] * 8] * 7, None]),
-            [None, "the list holds 56 numbers, not 64", "the list is missing"],
+            [None, "the nested lists are 7 x 8, not 8 x 8 x 1", "the list is missing"],
         ),
-        (pa.array([[[0.0] * 8] * 8, [[0.0] * 8] * 7 + [None]]), [None, "the list holds 57 numbers, not 64"]),
+        (
+            pa.array([[[0.0] * 8] * 8, [[0.0] * 8] * 7 + [None]]),
+            [None, "the nested lists are of different lengths, not 8 x 8 x 1"],
+        ),
+        (
+            pa.array([[[0.0] * 16] * 4, [[0.0] * 4] * 16]),
+            ["the nested lists are 4 x 16, not 8 x 8 x 1", "the nested lists are 16 x 4, not 8 x 8 x 1"],
+        ),
         (pa.array([["a"] + ["0"] * 63]), ["the list holds something that is no number"]),
         (pa.array([1.0]), ["a single value where a list of 64 numbers belongs"]),
         (pa.array(["x"]), ["a single value where a list of 64 numbers belongs"]),
@@ -723,3 +740,37 @@ def test_states_are_the_same_bytes_each_time() -> None:
         return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
     assert digest() == digest()
+
+
+def test_lists_with_the_channels_first_are_no_images_with_the_channels_last() -> None:
+    spec = ImageInput(type="image", size=[4, 5], channels=3)
+    pixels = np.arange(60.0).reshape(4, 5, 3)
+    last, first = (pa.array([array.tolist()]) for array in (pixels, pixels.transpose(2, 0, 1)))
+    assert read(spec, last)[0].reshape(4, 5, 3).tolist() == pixels.tolist()
+    assert read(spec, first)[1] == ["the nested lists are 3 x 4 x 5, not 4 x 5 x 3"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_tensors_keep_their_shape() -> None:
+    from ray.data.extensions import ArrowTensorArray
+
+    spec = ImageInput(type="image", size=[4, 5], channels=3)
+    last = np.arange(120.0).reshape(2, 4, 5, 3)
+    first = np.ascontiguousarray(last.transpose(0, 3, 1, 2))
+    for tensors in (ArrowTensorArray.from_numpy, pa.FixedShapeTensorArray.from_numpy_ndarray):
+        values, found = read(spec, column_of(pa.table({"x": tensors(last)}), "x"))
+        assert (values.reshape(last.shape).tolist(), found) == (last.tolist(), [None, None])
+        _, found = read(spec, column_of(pa.table({"x": tensors(first)}), "x"))
+        assert found == ["the nested lists are 3 x 4 x 5, not 4 x 5 x 3"] * 2
+
+
+def test_texts_without_a_word_in_common_teach_nothing() -> None:
+    with pytest.raises(DataError, match="holds no token twice"):
+        fitted(TextInput(type="text", tokenizer="word"), ["alpha beta", "gamma delta"])
+    assert fitted(TextInput(type="text", tokenizer="word"), ["alpha beta", "alpha delta"])["vocab_size"] == 3
+
+
+def test_only_what_is_written_as_a_whole_number_is_one() -> None:
+    for value in ("--1", "-", "-0", "01", "+1", "1\n", "\u0661", "9" * 19):
+        assert vocabulary({value: 1, "2": 1}) == sorted([value, "2"])
+    assert vocabulary({"10": 1, "-2": 1, "0": 1}) == ["-2", "0", "10"]

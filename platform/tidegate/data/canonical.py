@@ -101,13 +101,15 @@ def _split_names(column: pa.Array) -> tuple[pa.Array, Array]:
 
 
 def column_of(block: pa.Table, name: str) -> pa.Array:
-    """One contiguous column; all null where a block of a ragged source lacks it. Ray's tensor columns become lists."""
+    """One contiguous column; all null where a block of a ragged source lacks it. Tensors become nested lists."""
     if name not in block.column_names:
         return pa.nulls(len(block), pa.string())
     column = block.column(name)
     chunk = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(chunk, pa.ChunkedArray):
         chunk = pa.concat_arrays(chunk.chunks)
+    if isinstance(chunk, pa.FixedShapeTensorArray):
+        return pa.array(chunk.to_numpy_ndarray().tolist())
     if isinstance(chunk, pa.ExtensionArray):
-        return pa.array(list(chunk.to_numpy(zero_copy_only=False).reshape(len(chunk), -1)))
+        return pa.array([row.tolist() for row in chunk.to_numpy(zero_copy_only=False)])
     return chunk

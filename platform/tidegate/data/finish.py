@@ -29,7 +29,7 @@ def finish(
     done = ray.data.from_items(items, override_num_blocks=blocks).map(finisher).take_all()
     records = sorted((json.loads(row["item"]) for row in done), key=lambda record: int(record["index"]))
     for record in records:
-        if record["unseen"]:
+        if record["unseen"] is not None:
             raise DataError(
                 f"the class {record['unseen']!r} of column {column} occurs in the {record['split']} split only",
                 remedy=f"stratify the split by {column}, or drop that class",
@@ -60,7 +60,7 @@ class Finisher:
             table = pa.ipc.open_file(source).read_all()
             values = {name: column_array(table.column(name)) for name in table.column_names}
         record |= {"unseen": self._unseen(values[TARGET]), "unfit": ""}
-        if not record["unseen"]:
+        if record["unseen"] is None:
             try:
                 record["bytes"] = self._write(record, values)
             except RequestError as error:
@@ -74,7 +74,7 @@ class Finisher:
         open_arrays(self.work / record["name"], record["rows"])
         return size
 
-    def _unseen(self, values: Array) -> str:
+    def _unseen(self, values: Array) -> str | None:
         if self.target["type"] != "category":
-            return ""
-        return next((str(value) for value in values.tolist() if value not in self.target["classes"]), "")
+            return None
+        return next((str(value) for value in values.tolist() if value not in self.target["classes"]), None)

@@ -6,15 +6,18 @@ import io
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from tidegate.transforms.arrow import files, is_binary, is_list
+from tidegate.transforms.arrow import files, is_binary, is_list, nested_shape
+from tidegate.transforms.audio import UNTOLD
 from tidegate.transforms.base import Array, fits, shortened
 from tidegate.transforms.category import to_labels
+from tidegate.transforms.image import LYING, orientation
 from tidegate.transforms.number import GAPS, to_numbers
 
 NAME = re.compile(r"([^_]|_[^_]).*", re.DOTALL)
@@ -132,9 +135,9 @@ def aim_to_write(column: pa.Array) -> Aim | None:
     return Aim("text", f"texts of {note}", keys=keys)
 
 
-def cut(values: list[str]) -> tuple[dict[str, Any], str]:
-    """How texts are best cut into tokens: the keys, and how long they are in words."""
-    rows = [value.split() for value in values]
+def cut(values: list[str], words_of: Callable[[str], list[str]] = str.split) -> tuple[dict[str, Any], str]:
+    """How texts are best cut into tokens, where those of words are `words_of`: the keys, and how long they are."""
+    rows = [words_of(value) for value in values]
     words, letters = max(map(len, rows)), max(map(len, values))
     different = {word for row in rows for word in row}
     if words > 1 and len(different) <= MOST_SIGNS and sum(map(len, different)) <= LETTERS_OF_A_SIGN * len(different):
@@ -142,7 +145,8 @@ def cut(values: list[str]) -> tuple[dict[str, Any], str]:
     elif letters <= LONGEST_SPELLED:
         kind, longest = "character", letters
     else:
-        kind, longest = "bpe", letters // 2
+        # Pieces of bytes, of which a letter that is not Latin has two or three.
+        kind, longest = "bpe", max(len(value.encode()) for value in values) // 2
     room = next((limit for limit in LENGTHS if limit >= 1.2 * longest), 2 * longest)
     return {"tokenizer": kind, "max_length": room}, f"up to {words} words and {letters} letters"
 
@@ -245,9 +249,14 @@ def _category(column: pa.Array, known: pa.Array) -> Meaning:
     return Meaning(f"{len(counts)} values: {shown}" + (f"; {missing} missing" if missing else ""), keys)
 
 
+def words_read(value: str) -> list[str]:
+    """The words of a text that is an input, as its tokenizer `word` cuts them."""
+    return re.findall(r"\w+|[^\w\s]+", value)
+
+
 def text(values: list[str]) -> Meaning:
     """What strings mean as text."""
-    words = sorted(len(re.findall(r"\w+|[^\w\s]+", value)) for value in values)
+    words = sorted(len(words_read(value)) for value in values)
     long = words[int(0.95 * (len(words) - 1))]
     unspaced = _is_unspaced(values)
     if unspaced:
@@ -265,11 +274,11 @@ def _is_unspaced(values: list[str]) -> bool:
 
 
 def _lists(name: str, column: pa.Array, known: pa.Array) -> Meaning:
-    shapes = Counter(_shape(value) for value in known.to_pylist())
+    shapes = Counter(nested_shape(value) for value in known.to_pylist())
     shape, count = shapes.most_common(1)[0]
     if count < NEARLY_ALL * len(known) or 0 in shape:
         return _series(known.to_pylist())
-    flat = [np.asarray(value, dtype=object).reshape(-1) for value in known.to_pylist() if _shape(value) == shape]
+    flat = [np.asarray(value, dtype=object).reshape(-1) for value in known.to_pylist() if nested_shape(value) == shape]
     numbers = np.asarray([_float(item) for row in flat for item in row])
     if not np.isfinite(numbers).any():
         return Meaning("lists of something that is no number")
@@ -316,14 +325,6 @@ def _sides(name: str, shape: tuple[int, ...]) -> tuple[int, int, int] | None:
     return (side, side, 1) if len(shape) == 1 and name.lower() in PIXEL_NAMES and side * side == shape[0] > 1 else None
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    """The lengths of nested lists; 0 where they are ragged."""
-    if not isinstance(value, list):
-        return ()
-    inner = {_shape(item) for item in value}
-    return (len(value), *(inner.pop() if len(inner) == 1 else (0,) if inner else ()))
-
-
 def _float(value: Any) -> float:
     try:
         return float(value)
@@ -343,11 +344,13 @@ def _encoded_sounds(known: pa.Array) -> Meaning | None:
     seconds = []
     for item in some:
         try:
-            seconds.append(float(soundfile.info(io.BytesIO(item)).duration))
+            info = soundfile.info(io.BytesIO(item))
+            if info.frames < UNTOLD:
+                seconds.append(info.frames / info.samplerate)
         except (soundfile.LibsndfileError, RuntimeError, TypeError):
             continue
     if len(seconds) < NEARLY_ALL * len(some):
-        return Meaning("bytes that are no WAV, FLAC, OGG or MP3 sound")
+        return Meaning("bytes that are no WAV, FLAC, OGG or MP3 sound that tells its length")
     return _sounds(seconds)
 
 
@@ -370,7 +373,8 @@ def _encoded_images(known: pa.Array) -> Meaning:
     for item in some:
         try:
             with Image.open(io.BytesIO(item)) as image:
-                sizes.append((image.height, image.width))
+                sides = (image.height, image.width)
+                sizes.append(sides if orientation(image) < LYING else sides[::-1])
                 modes.add(image.mode)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             continue

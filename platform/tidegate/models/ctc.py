@@ -45,7 +45,7 @@ class Ctc(nn.Module):
         initialise(self, options.init)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Codes int64 `[rows, longest]`; where the target is given too, minus its log likelihood: float32 `[rows]`."""
+        """Codes int64 `[rows, longest]`; where the target is given too, what `_surprise` has of it."""
         lengths = inputs[length_key(self.feature.name)].reshape(-1).long()
         frames = inputs[self.feature.name].reshape(len(lengths), *self.feature.shape)[:, : int(lengths.max())]
         states, lengths = self._shortened(frames, lengths)
@@ -65,6 +65,7 @@ class Ctc(nn.Module):
         return self.dropout(self.norm(states.transpose(1, 2))), lengths
 
     def _surprise(self, logits: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
+        """float32 `[rows, 2]`: minus the log likelihood, and of how many tokens."""
         tokens = (target != PAD).sum(dim=1)
         chances = logits.log_softmax(dim=2).transpose(0, 1)
         losses = functional.ctc_loss(chances, target, lengths, tokens, blank=PAD, reduction="none")
@@ -75,7 +76,7 @@ class Ctc(nn.Module):
                 expected="a frame for each token, and one more where a token repeats the one before",
                 remedy="lower model.halvings, or leave such rows out",
             )
-        return losses
+        return torch.stack([losses, tokens.to(losses.dtype)], dim=1)
 
     def _answered(self, logits: Tensor, lengths: Tensor) -> Tensor:
         logits[:, :, [*NEVER_ANSWERED, END]] = float("-inf")

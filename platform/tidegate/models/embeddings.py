@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -37,13 +39,26 @@ def begin(table: Tensor, options: Embeddings, vocabulary: Mapping[str, int]) -> 
         raise SpecError(f"model.embeddings.width is {table.shape[1]}", expected=f"{pieces.shape[1]}, as {folder} has")
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    pieces = (pieces - pieces.mean(dim=0)) * (SPREAD / pieces.std())
-    unknown = tokenizer.token_to_id("[UNK]")
+    spread = float(pieces.std())
+    if not 0 < spread < math.inf:
+        raise _unusable(options, f"the deviation of its embeddings is {spread:g}")
+    pieces = (pieces - pieces.mean(dim=0)) * (SPREAD / spread)
+    unknown = _unknown(tokenizer)
     with torch.no_grad():
         for token, code in vocabulary.items():
-            known = [piece for piece in tokenizer.encode(token, add_special_tokens=False).ids if piece != unknown]
+            ids = tokenizer.encode(token, add_special_tokens=False).ids
+            # Tokens that were added to a tokenizer later may have no row.
+            known = [piece for piece in ids if piece != unknown and piece < len(pieces)]
             if known:
                 table[code] = pieces[known].mean(dim=0)
+
+
+def _unknown(tokenizer: Any) -> int | None:
+    """The id of what stands for anything unknown: of Unigram by number, of the other models by name."""
+    model = json.loads(tokenizer.to_str())["model"]
+    name = model.get("unk_token")
+    found: int | None = model.get("unk_id") if name is None else tokenizer.token_to_id(name)
+    return found
 
 
 def _word_embeddings(path: Path, size: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""All inputs side by side as one vector a row: numbers and pixels as they are, categories one-hot."""
+"""All inputs side by side as one vector a row: numbers and pixels as they are, categories one-hot.
+
+A value that no training row had counts as the mean of those known: weights of its own would be as they were drawn.
+"""
 
 from __future__ import annotations
 
@@ -26,5 +29,10 @@ class Flatten(nn.Module):
     @staticmethod
     def _part(feature: Feature, values: Tensor) -> Tensor:
         if feature.kind == "category":
-            return nn.functional.one_hot(values.reshape(-1).long(), feature.cardinality).float()
+            found = nn.functional.one_hot(values.reshape(-1).long(), feature.cardinality).float()
+            if feature.has_bucket:
+                known = feature.cardinality - 1
+                found[:, :known] += found[:, known:] / known
+                found[:, known] = 0.0
+            return found
         return values.reshape(len(values), -1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from tidegate.spec.model import Init
 
 
-def initialise(model: nn.Module, how: Init) -> None:
+def initialise(model: nn.Module, how: Init | Literal["zero"]) -> None:
     """Set the weights of every linear, convolution, recurrent and attention layer from torch's global random state."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
@@ -21,7 +23,7 @@ def initialise(model: nn.Module, how: Init) -> None:
             _fill(module.in_proj_weight, how)
 
 
-def _fill(weight: Tensor, how: Init) -> None:
+def _fill(weight: Tensor, how: str) -> None:
     if how == "xavier":
         nn.init.xavier_uniform_(weight)
     elif how == "kaiming":

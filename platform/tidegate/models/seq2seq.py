@@ -66,7 +66,7 @@ class Seq2Seq(nn.Module):
             nn.init.normal_(table.weight, std=TOKEN_SPREAD)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Codes int64 `[rows, longest]`; where the target is given too, minus its log likelihood: float32 `[rows]`."""
+        """Codes int64 `[rows, longest]`; where the target is given too, what `_surprise` has of it."""
         lengths = inputs[length_key(self.feature.name)].reshape(-1).long()
         codes = inputs[self.feature.name][:, : int(lengths.max())].long()
         mask = torch.arange(codes.shape[1], device=codes.device) < lengths.unsqueeze(1)
@@ -77,6 +77,7 @@ class Seq2Seq(nn.Module):
         return self._written(memory, state)
 
     def _surprise(self, memory: Memory, state: State, target: Tensor) -> Tensor:
+        """float32 `[rows, 2]`: minus the log likelihood, and of how many tokens: the end is written, too."""
         lengths = (target != PAD).sum(dim=1, keepdim=True)
         longest = int(lengths.max())
         before = functional.pad(target[:, :longest], (1, 0), value=START)
@@ -87,7 +88,7 @@ class Seq2Seq(nn.Module):
         losses = functional.cross_entropy(
             logits.transpose(1, 2), wanted, ignore_index=PAD, label_smoothing=smoothing, reduction="none"
         )
-        return losses.sum(dim=1)
+        return torch.stack([losses.sum(dim=1), lengths[:, 0] + 1.0], dim=1)
 
     def _written(self, memory: Memory, state: State) -> Tensor:
         beam, rows = self.beam, len(memory.mask)

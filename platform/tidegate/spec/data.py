@@ -11,6 +11,8 @@ from tidegate.spec.base import BrokenRules, Part
 Column = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^_]|^_[^_]")]
 """A column of the source. Names that begin with two underscores are kept for Tidegate's own columns."""
 
+PROBABILITIES = "probabilities"
+"""The answer of a classifier beside the one that is named after its target."""
 TABLES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 FORMATS = (
     TABLES
@@ -128,6 +130,12 @@ class CategoryTarget(Part):
 
     column: Column
     type: Literal["category"]
+
+    @model_validator(mode="after")
+    def _is_no_other_answer(self) -> CategoryTarget:
+        if self.column == PROBABILITIES:
+            raise BrokenRules([("column", f"a classifier answers with {PROBABILITIES} beside the class; rename it")])
+        return self
 
 
 class NumberTarget(Part):

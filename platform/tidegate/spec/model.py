@@ -19,7 +19,7 @@ from pydantic import (
 
 from tidegate.spec.base import BrokenRules, Part
 
-Init = Literal["xavier", "kaiming", "zero"]
+Init = Literal["xavier", "kaiming"]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
@@ -42,7 +42,7 @@ class Linear(Part):
 
     takes: ClassVar = Takes(("number", "category", "image"))
     type: Literal["linear"]
-    init: Init = "zero"
+    init: Literal["zero"] | Init = "zero"
 
 
 class Mlp(Part):

@@ -15,10 +15,10 @@ from tidegate.errors import SpecError
 from tidegate.metrics import Task
 from tidegate.spec import document
 from tidegate.spec.base import BrokenRules, Name, Part
-from tidegate.spec.data import Data
+from tidegate.spec.data import Data, SeriesInput
 from tidegate.spec.endpoint import Endpoint
 from tidegate.spec.evaluate import Evaluate
-from tidegate.spec.model import Custom, Model, Transformer, learning, taking
+from tidegate.spec.model import Custom, Forecast, Model, Transformer, learning, taking
 from tidegate.spec.train import Train
 
 TASKS: dict[str, Task] = {"category": "classification", "number": "regression", "text": "sequence"}
@@ -77,7 +77,7 @@ class Spec(Part):
     @model_validator(mode="after")
     def _parts_fit(self) -> Spec:
         rules = _input_rules(self) + _metric_rules(self) + _weight_rules(self) + _length_rules(self)
-        rules += _target_rules(self) + _compile_rules(self)
+        rules += _target_rules(self) + _compile_rules(self) + _scale_rules(self)
         if rules:
             raise BrokenRules(rules)
         return self
@@ -190,6 +190,16 @@ def _compile_rules(spec: Spec) -> list[tuple[str, str]]:
         sentence = f"model type {spec.model.type} has another shape in every batch, and would be compiled for each"
         return [("train.compile", f"{sentence}; leave it out"), ("model.type", sentence)]
     return []
+
+
+def _scale_rules(spec: Spec) -> list[tuple[str, str]]:
+    if not isinstance(spec.model, Forecast):
+        return []
+    sentence = "model type forecast brings each window to one scale, and its target is standardised; leave out scale"
+    unscaled = [
+        name for name, column in spec.data.inputs.items() if isinstance(column, SeriesInput) and column.scale == "none"
+    ]
+    return [(f"data.inputs.{name}.scale", sentence) for name in unscaled]
 
 
 def _length_rules(spec: Spec) -> list[tuple[str, str]]:

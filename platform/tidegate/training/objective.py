@@ -16,7 +16,6 @@ from tidegate.models import custom
 from tidegate.models.code import Code
 from tidegate.spec.model import Custom
 from tidegate.spec.run import Spec
-from tidegate.transforms.tokens import PAD
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, float]]
 """Of outputs and targets: the mean loss, and what it is the mean over (rows, or the sum of their weights)."""
@@ -42,10 +41,10 @@ def objective(spec: Spec, code: Code, weights: Tensor | None) -> Objective:
     )
 
 
-def _a_token(surprises: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+def _a_token(surprises: Tensor, _: Tensor) -> tuple[Tensor, float]:
     """The mean over the tokens of all rows: a long text counts for more than a short one."""
-    tokens = float((targets != PAD).sum())
-    return surprises.sum() / tokens, tokens
+    surprise, tokens = surprises.sum(dim=0)
+    return surprise / tokens, float(tokens)
 
 
 def class_weights(spec: Spec, prepared: Prepared, device: torch.device) -> Tensor | None:

@@ -30,8 +30,8 @@ def outputs(
 ) -> tuple[Tensor, Tensor]:
     """Raw outputs `[rows, ...]` and targets `[rows, ...]` of all rows of a split, on every worker, in its order.
 
-    Both are on the CPU. Of a sequence task the outputs are float64 `[rows, 1 + length]`: minus the log likelihood of
-    the target, and the codes that were answered.
+    Both are on the CPU. Of a sequence task the outputs are float64 `[rows, 2 + length]`: minus the log likelihood of
+    the target and of how many tokens it is, and the codes that were answered.
     """
     total = int(reader.offsets[-1])
     chunks = -(-total // CHUNK_ROWS)
@@ -84,5 +84,5 @@ def _chunk(
     found = model(inputs)
     if target.task == "sequence":
         surprise = model({**inputs, target.column: targets.to(device)})
-        found = torch.cat([surprise.unsqueeze(1).double(), found.double()], dim=1)
+        found = torch.cat([surprise.double(), found.double()], dim=1)
     return found, targets

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidegate.transforms.base import Array
+from tidegate.tensors import same_order
+from tidegate.transforms.base import Array, problems
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -30,13 +31,27 @@ def fixed_lists(values: Array) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
 
 
-def flat_lists(column: pa.Array) -> pa.Array:
-    """Lists of lists of numbers as lists of numbers. Rows that are not rectangular show by their count."""
+def flat_lists(column: pa.Array, shape: tuple[int, ...]) -> tuple[pa.Array, Array]:
+    """Lists nested as `shape` says, axes of size 1 aside, as flat lists; and the problem of rows nested otherwise."""
+    found = problems(len(column))
     if not (is_list(column.type) and is_list(column.type.value_type)):
-        return column
-    return pa.array(
-        [None if row is None else np.asarray(_leaves(row), dtype=object).tolist() for row in column.to_pylist()]
-    )
+        return column, found
+    rows: list[list[object] | None] = []
+    for row, item in enumerate(column.to_pylist()):
+        given = shape if item is None else nested_shape(item)
+        if not same_order(given, shape):
+            sizes = "of different lengths" if 0 in given else " x ".join(map(str, given))
+            found[row] = f"the nested lists are {sizes}, not {' x '.join(map(str, shape))}"
+        rows.append(None if item is None or found[row] else _leaves(item))
+    return pa.array(rows), found
+
+
+def nested_shape(value: object) -> tuple[int, ...]:
+    """The lengths of nested lists; 0 where they differ."""
+    if not isinstance(value, list):
+        return ()
+    inner = {nested_shape(item) for item in value}
+    return (len(value), *(inner.pop() if len(inner) == 1 else (0,) if inner else ()))
 
 
 def _leaves(value: object) -> list[object]:

@@ -19,6 +19,8 @@ from tidegate.transforms.log_mel import frames_of, log_mel
 from tidegate.transforms.series import SeriesTransform, standardising
 
 BLOCK_SAMPLES = 65_536
+UNTOLD = 2**62
+"""What soundfile has for the number of samples where a file tells none."""
 LOUDEST = 8.0
 """Recordings go a little beyond 1; samples that were not brought to -1 to 1 go far beyond."""
 
@@ -68,7 +70,7 @@ class AudioTransform:
         self._series = SeriesTransform(name, state)
         self._spectra = Spectra(int(state["sampling_rate"]), int(state["channels"]), float(state["max_seconds"]))
         self.feature: Feature = self._series.feature
-        self.tensor = TensorSpec(name, "BYTES", (-1,), "audio")
+        self.tensor = TensorSpec(name, "BYTES", (-1,), "audio", self._spectra.sampling_rate)
 
     def apply(self, values: Array) -> dict[str, Array]:
         return self._series.apply(self._heard(values) if values.dtype == object else values)
@@ -132,6 +134,8 @@ def decoded(data: bytes, max_seconds: float) -> Sound:
     try:
         # Infinite samples are refused with those that are far too loud.
         with soundfile.SoundFile(io.BytesIO(data)) as file, np.errstate(all="ignore"):
+            if file.frames >= UNTOLD:
+                raise ValueError("the sound does not tell how long it is: encode it again, to a file and not to a pipe")
             if file.frames > max_seconds * file.samplerate:
                 raise ValueError(_too_long(file.frames / file.samplerate, max_seconds))
             # Block by block: a header may tell of more samples than there are, and memory would be taken for them.
@@ -141,17 +145,21 @@ def decoded(data: bytes, max_seconds: float) -> Sound:
         raise ValueError("the bytes are no readable sound (WAV, FLAC, OGG or MP3)") from None
 
 
-def encoded(item: Any) -> bytes:
-    """A sound of a source's column as a file that holds the same samples. Raises ValueError, in words."""
+def encoded(item: Any, sampling_rate: int) -> bytes:
+    """A sound of a source's column as a file that holds the same samples, at that rate where it has none of its own.
+
+    Raises ValueError, in words.
+    """
     sound = _taken(item)
     if sound is None:
         raise ValueError("the sound is missing")
     if isinstance(sound, bytes):
         return sound
-    if not sound.sampling_rate:
+    rate = sound.sampling_rate or sampling_rate
+    if not rate:
         raise ValueError("the samples come without a rate: give structs of array and sampling_rate, or files")
     file = io.BytesIO()
-    _libraries()[0].write(file, sound.samples, sound.sampling_rate, format="WAV", subtype="FLOAT")
+    _libraries()[0].write(file, sound.samples, rate, format="WAV", subtype="FLOAT")
     return file.getvalue()
 
 

@@ -23,12 +23,16 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Feature:
-    """A model's input after its transform, or its target: arrays `[rows, *shape]` of `cardinality` codes, if any."""
+    """A model's input after its transform, or its target: arrays `[rows, *shape]` of `cardinality` codes, if any.
+
+    With `has_bucket`, the last code stands for whatever the training split does not hold: no training row has it.
+    """
 
     name: str
     kind: Literal["number", "category", "text", "image", "series"]
     shape: tuple[int, ...]
     cardinality: int = 0
+    has_bucket: bool = False
 
 
 class Canonical(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,7 +45,8 @@ class CategoryTransform:
         self.vocabulary: list[str] = state["vocabulary"]
         self.codes = {value: code for code, value in enumerate(self.vocabulary)}
         self.bucket = len(self.vocabulary) if state["unknown"] == UNKNOWN else None
-        self.feature = Feature(name, "category", (1,), len(self.vocabulary) + (self.bucket is not None))
+        has_bucket = self.bucket is not None
+        self.feature = Feature(name, "category", (1,), len(self.vocabulary) + has_bucket, has_bucket)
         self.tensor = TensorSpec(name, datatype(self.vocabulary), (-1,))
 
     def apply(self, values: Array) -> dict[str, Array]:
@@ -85,7 +87,7 @@ def vocabulary(counts: dict[str, int]) -> list[str]:
 
 
 def all_whole(values: dict[str, int] | list[str]) -> bool:
-    return all(value.lstrip("-").isdecimal() and len(value) < 19 and str(int(value)) == value for value in values)
+    return all(len(value) < 19 and re.fullmatch(r"0|-?[1-9][0-9]*", value) for value in values)
 
 
 def datatype(values: list[str]) -> str:

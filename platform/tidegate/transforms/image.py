@@ -14,9 +14,9 @@ import pyarrow as pa
 from tidegate.errors import RequestError
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import ImageInput
-from tidegate.transforms.arrow import files, fixed_lists, flat_lists, is_binary
+from tidegate.transforms.arrow import files, fixed_lists, is_binary
 from tidegate.transforms.base import Array, Feature, State, fits, merged_moments, moments, problems
-from tidegate.transforms.number import to_numbers
+from tidegate.transforms.number import shaped_numbers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MAX_PIXELS = 64_000_000
 """Larger encoded images are refused before they are decoded, and so are requests whose images together have more: a few
 kilobytes may tell of as many."""
+LYING = 5
+"""Orientations from here on have an image's width as its height."""
 ORIENTATION = 0x0112
 """The EXIF tag that tells how a camera was held (CIPA DC-008, 4.6.4)."""
 TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
@@ -46,7 +48,7 @@ class ImageColumn:
         if is_binary(column.type):
             values, found = self._decoded(column)
         else:
-            values, found = to_numbers(flat_lists(column), int(np.prod(self.shape)))
+            values, found = shaped_numbers(column, self.shape)
         outside = ~((values >= 0) & (values <= self.spec.max_value)).all(axis=1) & fits(found)
         found[outside] = f"a pixel lies outside 0..{self.spec.max_value:g}"
         return fixed_lists(values.astype(np.float32)), found
@@ -147,7 +149,7 @@ def opened(data: bytes | None) -> Iterator[Image]:
         raise ValueError("the bytes are no readable image (PNG, JPEG, GIF, BMP or WebP)") from None
 
 
-def _orientation(image: Image) -> int:
+def orientation(image: Image) -> int:
     """1 to 8, as EXIF counts them; 1 is upright."""
     try:
         with warnings.catch_warnings():
@@ -169,12 +171,12 @@ def seen(image: Image, shape: tuple[int, int, int], max_value: float) -> Array:
     mode = "L" if channels == 1 else "RGB"
     # Before its tags are looked for: what is damaged must not pass as an image without any.
     image.load()
+    turned = orientation(image)
     if image.mode.startswith("I"):
         # Pillow would cut off at 255 what 16 bits hold.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    turned = _orientation(image)
     converted = image.convert("RGBA" if image.has_transparency_data else mode)
-    size = (height, width) if turned >= 5 else (width, height)
+    size = (height, width) if turned >= LYING else (width, height)
     resized = converted.resize(size, Image.Resampling.BILINEAR)
     if resized.mode == "RGBA":
         resized = Image.alpha_composite(Image.new("RGBA", size, "white"), resized).convert(mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 from tidegate.errors import RequestError
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import NumberInput
-from tidegate.transforms.arrow import fixed_lists, is_list
+from tidegate.transforms.arrow import fixed_lists, flat_lists, is_list
 from tidegate.transforms.base import Array, Feature, State, fits, merged_moments, moments, problems, shortened
 
 GAPS = ("", "na", "n/a", "nan", "null", "none", "?")
@@ -79,6 +80,13 @@ class NumberTransform:
 
     def example(self, rows: int) -> Array:
         return np.broadcast_to(self.fill, (rows, *self.feature.shape)).reshape(rows, *self.tensor.shape[1:])
+
+
+def shaped_numbers(column: pa.Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """As `to_numbers` of flat lists in row-major order, or of lists that are nested as `shape` says."""
+    flat, misshapen = flat_lists(column, shape)
+    values, found = to_numbers(flat, math.prod(shape))
+    return values, np.where(fits(misshapen), found, misshapen)
 
 
 def to_numbers(column: pa.Array, length: int) -> tuple[Array, Array]:

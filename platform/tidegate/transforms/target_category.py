@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from tidegate.metrics import Task
 from tidegate.signature import TensorSpec
+from tidegate.spec.data import PROBABILITIES
 from tidegate.transforms.base import Array, Feature, State, merged_counts
 from tidegate.transforms.category import datatype, labels, to_labels, vocabulary
 
@@ -52,10 +53,10 @@ class CategoryTargetTransform:
     def tensors(self) -> tuple[TensorSpec, ...]:
         return (
             TensorSpec(self.column, datatype(self.classes), (-1,)),
-            TensorSpec("probabilities", "FP32", (-1, len(self.classes))),
+            TensorSpec(PROBABILITIES, "FP32", (-1, len(self.classes))),
         )
 
     def answers(self, outputs: Array) -> dict[str, Array]:
         exponents = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         chosen = self._labels[outputs.argmax(axis=1)]
-        return {self.column: chosen, "probabilities": exponents / exponents.sum(axis=1, keepdims=True)}
+        return {self.column: chosen, PROBABILITIES: exponents / exponents.sum(axis=1, keepdims=True)}

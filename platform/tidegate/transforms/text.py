@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tidegate.errors import DataError
 from tidegate.signature import TensorSpec
 from tidegate.spec.data import TextInput
 from tidegate.transforms.base import Array, Feature, State, length_key, merged_counts, problems, shortened
@@ -50,6 +51,12 @@ class TextColumn:
 
     def fit(self, parts: Sequence[State]) -> State:
         tokenizer = _trained(self.spec, merged_counts(parts))
+        if tokenizer.get_vocab_size() == len(SPECIAL):
+            raise DataError(
+                f"a column of texts holds no token twice in the training split ({self.spec.tokenizer} tokens)",
+                expected="texts that have tokens in common: what occurs once is unknown to a model",
+                remedy="write `tokenizer: character` or `bpe`, or give more rows",
+            )
         return {
             "type": "text",
             "max_length": self.spec.max_length,
