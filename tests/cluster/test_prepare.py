@@ -527,6 +527,8 @@ def test_classes(tmp_path: Path) -> None:
     path = write(tmp_path / "new.csv", with_faults(rows, {test[0]: {"species": "unheard"}}))
     text = refused(iris_spec(path, split=split))
     assert "the class 'unheard' of column species occurs in the test split only" in text
+    path = write(tmp_path / "empty.parquet", with_faults(rows, {test[0]: {"species": ""}}))
+    assert "the class '' of column species occurs in the test split only" in refused(iris_spec(path, split=split))
     path = write(tmp_path / "one.csv", [row | {"species": "same"} for row in rows])
     assert "only the class 'same' in column species; expected at least two classes" in refused(iris_spec(path))
     # A category input that only the test rows hold is refused as well, or gets the bucket.
