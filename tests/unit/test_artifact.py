@@ -422,9 +422,12 @@ def numbers(state, values):
 
 
 def one_hot(state, values):
-    width = len(state["vocabulary"]) + (state["unknown"] == "bucket")
-    codes = [state["vocabulary"].index(v) if v in state["vocabulary"] else width - 1 for v in values.tolist()]
-    return torch.eye(width)[codes]
+    size = len(state["vocabulary"])
+    # The last row is of what is not known, as the mean of what is.
+    table = torch.cat([torch.eye(size), torch.full((1, size), 1 / size)])
+    table = nn.functional.pad(table, (0, state["unknown"] == "bucket"))
+    codes = [state["vocabulary"].index(v) if v in state["vocabulary"] else size for v in values.tolist()]
+    return table[codes]
 
 
 class Encoder(nn.Module):
