@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import ray.data
 from PIL import Image
 from sklearn.datasets import load_diabetes, load_digits, load_iris
 
+from live_runs import wait_until
 from tidegate.data import prepare as prepare_module
 from tidegate.data.prepare import prepare
 from tidegate.data.prepared import MANIFEST, ROW, SPLITS, TARGET, Prepared
@@ -550,3 +552,17 @@ def test_stratifying_by_a_column_of_many_values(tmp_path: Path) -> None:
     rows = [row | {"id": number} for number, row in enumerate(iris())]
     text = refused(iris_spec(write(tmp_path / "iris.csv", rows), split={"stratify": "id"}))
     assert "150 different values in 150 rows" in text
+
+
+def test_a_cluster_without_a_free_cpu_is_waited_for_in_words(tmp_path: Path) -> None:
+    holder = ray.remote(num_cpus=8)(type("Holder", (), {"there": lambda self: True})).remote()
+    ray.get(holder.there.remote())
+    wait_until(lambda: ray.available_resources().get("CPU", 0) < 1)
+    lines: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(prepare, iris_spec(write(tmp_path / "rows.csv", iris())), lines.append)
+        try:
+            wait_until(lambda: any("waiting for a CPU" in line for line in lines))
+        finally:
+            ray.kill(holder)
+        assert making.result().num_rows("train") == 120

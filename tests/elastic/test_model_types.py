@@ -68,7 +68,8 @@ def test_an_endpoint_answers_raw_rows_as_its_version_does(local: LocalCluster, k
     document = DOCUMENTS[kind]
     spec = on_disk(spec_of(document, epochs=2))
     version = tg.train(spec.model_copy(update={"name": kind.replace("_", "-")}), follow=False).wait()
-    tg.deploy(tg.Endpoint(name=version.name, model=version.ref))
+    # All of them stay up, and leave room for the runs.
+    tg.deploy(tg.Endpoint(name=version.name, model=version.ref, replicas=tg.Replicas(cpu=0.25)))
     model = artifact.load(Path(registry.version(version.ref).path), version.digest)
     table = pq.read_table(spec.data.source.path).slice(0, ROWS)
     rows = [{name: table[name][row].as_py() for name in spec.data.inputs} for row in range(ROWS)]

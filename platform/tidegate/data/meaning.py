@@ -148,7 +148,7 @@ def cut(values: list[str], words_of: Callable[[str], list[str]] = str.split) -> 
         # Pieces of bytes, of which a letter that is not Latin has two or three.
         kind, longest = "bpe", max(len(value.encode()) for value in values) // 2
     room = next((limit for limit in LENGTHS if limit >= 1.2 * longest), 2 * longest)
-    return {"tokenizer": kind, "max_length": room}, f"up to {words} words and {letters} letters"
+    return {"tokenizer": kind, "max_length": room}, f"up to {words} word{'s' * (words != 1)} and {letters} letters"
 
 
 def _is_name(name: str) -> bool:

@@ -102,6 +102,9 @@ def _counts(prepared: Prepared) -> str:
 
 
 def _make(spec: Spec, files: list[sources.SourceFile], mark: str, work: Path, say: Say) -> None:
+    if ray.available_resources().get("CPU", 0) < 1:
+        # Ray Data waits without a word.
+        say("waiting for a CPU to prepare the data with: all are taken, see `tidegate capacity`")
     say(f"reading {len(files)} {'file' if len(files) == 1 else 'files'} of {sources.shown(spec.data.source.path)}")
     checked = _checked(spec.data, files)
     order, dropped = _usable(spec.data, checked, partial(sources.place, spec.data.source, files), say)
