@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tidegate.handle import Run
     from tidegate.registry import Version
     from tidegate.remote.keys import create_key, list_keys, revoke_key
-    from tidegate.spec.endpoint import Endpoint
+    from tidegate.spec.endpoint import Endpoint, Replicas
     from tidegate.spec.run import Spec
 
 # Loaded on first use (PEP 562), so that importing tidegate brings in neither ray nor torch.
@@ -60,7 +60,7 @@ _HOMES = {
     "TidegateError": "tidegate.errors",
     "Version": "tidegate.registry",
     **dict.fromkeys(("create_key", "list_keys", "revoke_key"), "tidegate.remote.keys"),
-    "Endpoint": "tidegate.spec.endpoint",
+    **dict.fromkeys(("Endpoint", "Replicas"), "tidegate.spec.endpoint"),
     "Spec": "tidegate.spec.run",
 }
 
@@ -69,6 +69,7 @@ __all__ = [
     "Client",
     "Deployed",
     "Endpoint",
+    "Replicas",
     "Run",
     "Spec",
     "TidegateError",
