@@ -189,7 +189,8 @@ def _wait_until_ready(record: LocalCluster) -> LocalCluster:
 def _start_error(happened: str) -> ClusterError:
     lines = _log_path().read_text(errors="replace").splitlines()[-_LOG_LINES:]
     remedy = f"the whole log: {_log_path()}; `tidegate doctor` looks at what may be in the way"
-    return ClusterError("\n  ".join((f"{happened}; its log ends with:", *lines)), remedy=remedy)
+    ending = "its log ends with:" if lines else "its log is empty"
+    return ClusterError("\n  ".join((f"{happened}; {ending}", *lines)), remedy=remedy)
 
 
 def _answers(record: LocalCluster) -> bool:
