@@ -108,8 +108,8 @@ def column_of(block: pa.Table, name: str) -> pa.Array:
     chunk = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(chunk, pa.ChunkedArray):
         chunk = pa.concat_arrays(chunk.chunks)
-    if isinstance(chunk, pa.FixedShapeTensorArray):
-        return pa.array(chunk.to_numpy_ndarray().tolist())
     if isinstance(chunk, pa.ExtensionArray):
-        return pa.array([row.tolist() for row in chunk.to_numpy(zero_copy_only=False)])
+        is_arrows = isinstance(chunk, pa.FixedShapeTensorArray)
+        tensors = chunk.to_numpy_ndarray() if is_arrows else chunk.to_numpy(zero_copy_only=False)
+        return pa.array([tensor.tolist() for tensor in tensors])
     return chunk

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tidegate.errors import SpecError
 from tidegate.signature import TensorSpec
+from tidegate.spec.data import PROBABILITIES
 from tidegate.spec.registered import HuggingFace
 from tidegate.transforms.base import Array
 from tidegate.transforms.text import first_codes
@@ -91,7 +92,7 @@ class Encoder:
         count = len(self.options.labels)
         if self.options.answers == "score":
             return (TensorSpec("score", "FP32", (-1,) if count == 1 else (-1, count)),)
-        return (TensorSpec("label", "BYTES", (-1,)), TensorSpec("probabilities", "FP32", (-1, count)))
+        return (TensorSpec("label", "BYTES", (-1,)), TensorSpec(PROBABILITIES, "FP32", (-1, count)))
 
     def answer(self, texts: Sequence[str]) -> dict[str, Array]:
         """Answers by output name, `[texts, ...]`."""
@@ -108,7 +109,7 @@ class Encoder:
             names = np.array(self.options.labels, dtype=object)
             return {
                 "label": names[logits.argmax(dim=1).cpu().numpy()],
-                "probabilities": logits.softmax(dim=1).cpu().numpy(),
+                PROBABILITIES: logits.softmax(dim=1).cpu().numpy(),
             }
 
     def longest(self) -> str:

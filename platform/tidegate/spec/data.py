@@ -12,7 +12,7 @@ Column = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=
 """A column of the source. Names that begin with two underscores are kept for Tidegate's own columns."""
 
 PROBABILITIES = "probabilities"
-"""The answer of a classifier beside the one that is named after its target."""
+"""What a classifier answers beside the class."""
 TABLES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 FORMATS = (
     TABLES
